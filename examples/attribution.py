@@ -1,0 +1,85 @@
+"""The attribution methods of the examples, by name."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+
+import keras_influence as ki
+from keras_influence.checkpoints import Checkpoint
+from keras_influence.methods import InfluenceMethod
+
+METHODS = ("arnoldi", "random_projection", "tracin", "gradient_dot", "lissa")
+WITH_RANK = ("arnoldi", "random_projection")
+
+
+class MethodSettings(NamedTuple):
+    """What the methods are told, but for rank and checkpoints.
+
+    Attributes:
+        batch_size: Examples computed together.
+        seed: Seed of every draw of a method.
+        num_iterations: Hessian-vector products of Arnoldi; None for its default.
+        num_hessian_examples: Training examples in Arnoldi's Hessian; None for all.
+        lissa_depth: Steps of LiSSA's recursion.
+        lissa_damping: Added to the eigenvalues of LiSSA's Hessian.
+        lissa_scale: What LiSSA divides the Hessian by.
+        lissa_batch_size: Examples of the Hessian in each step of LiSSA.
+    """
+
+    batch_size: int
+    seed: int
+    num_iterations: int | None = None
+    num_hessian_examples: int | None = None
+    lissa_depth: int = 100
+    lissa_damping: float = 0.01
+    lissa_scale: float = 10.0
+    lissa_batch_size: int = 32
+
+
+def build(
+    name: str,
+    model: keras.Model,
+    settings: MethodSettings,
+    rank: int | None = None,
+    checkpoints: Sequence[Checkpoint] = (),
+) -> InfluenceMethod:
+    """Returns the unfitted method of one of the names in `METHODS`.
+
+    Args:
+        name: One of `METHODS`.
+        model: A trained model.
+        settings: What the method is told.
+        rank: Length of the encodings of a method in `WITH_RANK`.
+        checkpoints: Checkpoints that TracIn sums over.
+    """
+    if (name in WITH_RANK) != (rank is not None):
+        raise ValueError(f"Of the methods, only {WITH_RANK} take a rank. Received: {name}, {rank}.")
+    batch_size, seed = settings.batch_size, settings.seed
+    match name:
+        case "arnoldi":
+            return ki.Arnoldi(
+                model,
+                rank=rank,
+                num_iterations=settings.num_iterations,
+                num_examples=settings.num_hessian_examples,
+                seed=seed,
+                batch_size=batch_size,
+            )
+        case "random_projection":
+            return ki.RandomProjection(model, rank=rank, seed=seed, batch_size=batch_size)
+        case "tracin":
+            return ki.TracIn(model, checkpoints=checkpoints, batch_size=batch_size)
+        case "gradient_dot":
+            return ki.GradientDot(model, batch_size=batch_size)
+        case "lissa":
+            return ki.LiSSA(
+                model,
+                depth=settings.lissa_depth,
+                damping=settings.lissa_damping,
+                scale_factor=settings.lissa_scale,
+                hessian_batch_size=settings.lissa_batch_size,
+                seed=seed,
+                batch_size=batch_size,
+            )
+    raise ValueError(f"The method must be one of {METHODS}. Received: {name!r}.")

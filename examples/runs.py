@@ -1,0 +1,67 @@
+"""Directories and records of the examples' runs."""
+
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import keras_influence as ki
+
+
+def new_directory(path: str | os.PathLike | None, program: str, name: str) -> pathlib.Path:
+    """Makes the directory of a run's results; never one in which there is something already.
+
+    Args:
+        path: The directory; None for one named after the run and the time, under `runs/program`.
+        program: Name of the program.
+        name: What tells the run from others of the program.
+
+    Raises:
+        FileExistsError: If `path` exists and is not empty.
+    """
+    if path is None:
+        path = first = pathlib.Path("runs", program, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        number = 1
+        while path.exists():
+            number += 1
+            path = first.with_name(f"{first.name}-{number}")
+    path = pathlib.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} exists and is not an empty directory; nothing in it is overwritten. Pass "
+            "another --output_dir, or none."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes all of a JSON file or nothing, so that its presence means a finished run."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers come from."""
+    return {
+        "keras": keras.__version__,
+        "keras_influence": ki.__version__,
+        "tensorflow": tf.__version__,
+    }
+
+
+def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:
+    """Best measured rate of a product of two square float32 matrices, in GFLOP/s."""
+    matrix = tf.random.stateless_normal((size, size), seed=(0, 0))
+    tf.matmul(matrix, matrix).numpy()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        tf.matmul(matrix, matrix).numpy()
+        seconds.append(time.perf_counter() - start)
+    return 2e-9 * size**3 / min(seconds)

@@ -1,0 +1,42 @@
+"""Training-data attribution for Keras and TensorFlow: which examples made this prediction?"""
+
+import keras as _keras
+
+if _keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "keras_influence needs Keras on TensorFlow. The Keras backend is "
+        f"{_keras.backend.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow (or "
+        '"backend": "tensorflow" in ~/.keras/keras.json) before Keras is imported.'
+    )
+
+from keras_influence import callbacks, checkpoints, data, evaluation, gradients, linalg, report
+from keras_influence.methods import Arnoldi, GradientDot, LiSSA, RandomProjection, TracIn
+from keras_influence.scorer import (
+    Influences,
+    InfluenceScorer,
+    TopExamples,
+    load,
+    top_influences,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Arnoldi",
+    "GradientDot",
+    "InfluenceScorer",
+    "Influences",
+    "LiSSA",
+    "RandomProjection",
+    "TopExamples",
+    "TracIn",
+    "callbacks",
+    "checkpoints",
+    "data",
+    "evaluation",
+    "gradients",
+    "linalg",
+    "load",
+    "report",
+    "top_influences",
+]

@@ -1,0 +1,284 @@
+"""Datasets as `model.fit` takes them, as batches of one static shape with an id for every example.
+
+An example's id is its position in the dataset. Batches are cut anew to one size, so that nothing
+depends on how the dataset was batched; the last one is filled up with copies of its first example,
+of weight 0.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+DEFAULT_BATCH_SIZE = 128
+
+
+class Batch(NamedTuple):
+    """Some examples, all batches of a dataset padded to the same size B.
+
+    Attributes:
+        examples: (x, y) or (x, y, sample_weight), nests of arrays [B, ...].
+        weights: float32 [B], 1 for an example and 0 for padding, which comes last.
+        ids: int64 [n], positions in the dataset of the n <= B examples.
+    """
+
+    examples: tuple[Any, ...]
+    weights: np.ndarray
+    ids: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.ids)
+
+
+class Examples(NamedTuple):
+    """A dataset held in memory, in order.
+
+    Attributes:
+        arrays: (x, y) or (x, y, sample_weight), nests of arrays [N, ...].
+        ids: int64 [N], positions in the dataset.
+    """
+
+    arrays: tuple[Any, ...]
+    ids: np.ndarray
+
+    def take(self, rows: np.ndarray) -> tuple[Any, ...]:
+        """(x, y[, sample_weight]) of the given rows."""
+        return tf.nest.map_structure(lambda array: array[rows], self.arrays)
+
+
+def batches(dataset: Any, batch_size: int | None = None) -> Iterator[Batch]:
+    """The examples of `dataset` in order, in batches of one size.
+
+    Args:
+        dataset: a batched `tf.data.Dataset` of (x, y) or (x, y, sample_weight); a
+            `keras.utils.PyDataset`; or a tuple of arrays (x, y) or (x, y, sample_weight). x and y
+            may be dicts, lists or tuples of arrays.
+        batch_size: defaults to the size of the dataset's first batch, or 128 for arrays.
+
+    Raises:
+        ValueError: an empty or unbatched dataset, a missing label, rows that do not match.
+        TypeError: something that is no dataset, such as a generator (which can be read only once).
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size}.")
+    pending: list[tuple[Any, ...]] = []
+    num_pending = 0
+    position = 0
+    for element in _elements(dataset, batch_size):
+        examples, rows = _checked(element)
+        if rows == 0:
+            continue
+        if batch_size is None:
+            batch_size = rows
+        if pending and _row_shapes(pending[0]) != _row_shapes(examples):
+            # Another shape (a longer bucket of sequences, say) begins a batch of its own.
+            yield _padded(pending, num_pending, batch_size, position)
+            position += num_pending
+            pending, num_pending = [], 0
+        pending.append(examples)
+        num_pending += rows
+        while num_pending >= batch_size:
+            whole, rest = _split(pending, batch_size)
+            yield _padded([whole], batch_size, batch_size, position)
+            position += batch_size
+            num_pending -= batch_size
+            pending = [rest] if num_pending else []
+    if num_pending:
+        assert batch_size is not None
+        # What is smaller than one batch needs no second shape, and so no padding.
+        size = batch_size if position else num_pending
+        yield _padded(pending, num_pending, size, position)
+        position += num_pending
+    if position == 0:
+        raise ValueError("The dataset is empty: it yields no example.")
+
+
+def count(dataset: Any) -> int:
+    """The number of examples of `dataset`; reads all of it where its size is not known."""
+    if isinstance(dataset, tuple):
+        return _checked(dataset)[1] or next(batches(dataset)).num_examples
+    return sum(batch.num_examples for batch in batches(dataset))
+
+
+def freeze(
+    dataset: Any,
+    batch_size: int | None = None,
+    num_examples: int | None = None,
+    seed: int = 0,
+) -> tuple[list[Batch], int]:
+    """The same examples in the same batches for as often as they are asked for, in host memory.
+
+    Args:
+        dataset, batch_size: as in `batches`.
+        num_examples: examples to keep, drawn without replacement; all by default.
+        seed: of the draw.
+
+    Returns:
+        The batches, and the number of examples of the whole dataset.
+    """
+    if num_examples is None:
+        frozen = list(batches(dataset, batch_size))
+        return frozen, sum(batch.num_examples for batch in frozen)
+    total = count(dataset)
+    if not 1 <= num_examples <= total:
+        raise ValueError(
+            f"`num_examples` must be between 1 and the dataset's {total} examples. "
+            f"Received: {num_examples}."
+        )
+    chosen = np.random.default_rng(seed).permutation(total)[:num_examples]
+    kept = np.zeros(total, bool)
+    kept[chosen] = True
+    subset: list[Batch] = []
+    pending: list[tuple[Any, ...]] = []
+    ids: list[np.ndarray] = []
+
+    def flush() -> None:
+        if pending:
+            rows = np.concatenate(ids)
+            batch = _padded(pending, len(rows), size, 0)
+            subset.append(batch._replace(ids=rows))
+        pending.clear()
+        ids.clear()
+
+    size = 0
+    for batch in batches(dataset, batch_size):
+        size = len(batch.weights)
+        rows = np.flatnonzero(kept[batch.ids])
+        # A batch may be split, so that all are of one size.
+        while len(rows):
+            space = size - sum(map(len, ids))
+            if pending and (space == 0 or _row_shapes(pending[0]) != _row_shapes(batch.examples)):
+                flush()
+                continue
+            now, rows = rows[:space], rows[space:]
+            pending.append(_take(batch.examples, now))
+            ids.append(batch.ids[now])
+    flush()
+    return subset, total
+
+
+def read(dataset: Any) -> Examples:
+    """All of `dataset` in memory, for methods that draw examples at random.
+
+    Raises:
+        ValueError: as `batches`; also when the examples are not all of one shape.
+    """
+    frozen = list(batches(dataset))
+    shapes = {str(_row_shapes(batch.examples)) for batch in frozen}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The examples must all have one shape to be drawn at random. Received: {shapes}."
+        )
+    parts = [_take(batch.examples, np.arange(batch.num_examples)) for batch in frozen]
+    return Examples(_concatenate(parts), np.concatenate([batch.ids for batch in frozen]))
+
+
+def check_order(dataset: Any) -> None:
+    """Refuses a dataset whose first batch differs from one pass to the next.
+
+    Rows and columns of scores are positions in the dataset: if a shuffle gives each pass another
+    order, they name nothing.
+    """
+    if not isinstance(dataset, tf.data.Dataset):
+        return
+    first, second = (
+        next(iter(dataset.take(1).as_numpy_iterator()), None) for _ in range(2)
+    )
+    leaves = zip(tf.nest.flatten(first), tf.nest.flatten(second), strict=True)
+    if not all(np.array_equal(a, b, equal_nan=_is_float(a)) for a, b in leaves):
+        raise ValueError(
+            "The dataset gives other examples each time it is read (a shuffle, or a random "
+            "augmentation), so that positions in it name no example. Pass it without these, or "
+            "shuffle with `reshuffle_each_iteration=False`."
+        )
+
+
+def _is_float(array: Any) -> bool:
+    return np.issubdtype(np.asarray(array).dtype, np.floating)
+
+
+def _elements(dataset: Any, batch_size: int | None) -> Iterator[Any]:
+    if isinstance(dataset, tf.data.Dataset):
+        yield from dataset
+    elif isinstance(dataset, keras.utils.PyDataset):
+        if dataset.num_batches is None:
+            raise ValueError("A PyDataset of unknown length never ends: give it a `__len__`.")
+        for index in range(dataset.num_batches):
+            yield dataset[index]
+    elif isinstance(dataset, tuple):
+        examples, rows = _checked(dataset)
+        size = batch_size or min(DEFAULT_BATCH_SIZE, max(rows, 1))
+        for start in range(0, rows, size):
+            yield _take(examples, slice(start, start + size))
+    else:
+        raise TypeError(
+            "Expected a batched tf.data.Dataset, a keras.utils.PyDataset, or a tuple of arrays "
+            f"(x, y) or (x, y, sample_weight). Received: {type(dataset).__name__}. A generator "
+            "can be read only once; wrap it with tf.data.Dataset.from_generator."
+        )
+
+
+def _checked(element: Any) -> tuple[tuple[Any, ...], int]:
+    """An element as numpy arrays, without a `None` sample weight, and its number of rows."""
+    if not isinstance(element, (tuple, list)) or len(element) not in (2, 3):
+        raise ValueError(
+            "Each element must be (x, y) or (x, y, sample_weight): influence needs the labels. "
+            f"Received: {type(element).__name__}"
+            f"{f' of length {len(element)}' if isinstance(element, (tuple, list)) else ''}."
+        )
+    if element[-1] is None:
+        element = element[:-1]
+    for leaf in tf.nest.flatten(element):
+        if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
+            raise ValueError(
+                f"Ragged and sparse tensors have no static shape. Received: {type(leaf).__name__}. "
+                "Pad to dense tensors, with sample weights or a mask."
+            )
+    examples = tf.nest.map_structure(np.asarray, tuple(element))
+    leaves = tf.nest.flatten(examples)
+    if any(leaf.ndim == 0 for leaf in leaves):
+        raise ValueError(
+            "The dataset's elements have no batch axis: call `.batch(batch_size)` on it."
+        )
+    sizes = {len(leaf) for leaf in leaves}
+    if len(sizes) != 1:
+        raise ValueError(
+            "x, y and sample_weight must have the same number of rows. Received: "
+            f"{[leaf.shape for leaf in leaves]}."
+        )
+    return examples, sizes.pop()
+
+
+def _row_shapes(examples: Any) -> list[tuple[int, ...]]:
+    return [leaf.shape[1:] for leaf in tf.nest.flatten(examples)]
+
+
+def _take(examples: tuple[Any, ...], rows: Any) -> tuple[Any, ...]:
+    return tf.nest.map_structure(lambda array: array[rows], examples)
+
+
+def _concatenate(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    if len(parts) == 1:
+        return parts[0]
+    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _split(parts: list[tuple[Any, ...]], size: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    whole = _concatenate(parts)
+    return _take(whole, slice(size)), _take(whole, slice(size, None))
+
+
+def _padded(parts: list[tuple[Any, ...]], rows: int, size: int, position: int) -> Batch:
+    examples = _concatenate(parts)
+    if rows < size:
+        # A copy of an example is as harmless to the model as the example was; zeros may not be.
+        filler = np.zeros(size - rows, int)
+        examples = tf.nest.map_structure(
+            lambda array: np.concatenate([array, array[filler]]), examples
+        )
+    weights = np.zeros(size, np.float32)
+    weights[:rows] = 1
+    return Batch(examples, weights, np.arange(position, position + rows, dtype=np.int64))

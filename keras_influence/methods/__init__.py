@@ -1,0 +1,19 @@
+"""Attribution methods, one to a file."""
+
+from keras_influence.methods.arnoldi import Arnoldi
+from keras_influence.methods.base import DirectionMethod, EncodingMethod, InfluenceMethod
+from keras_influence.methods.gradient_dot import GradientDot
+from keras_influence.methods.lissa import LiSSA
+from keras_influence.methods.random_projection import RandomProjection
+from keras_influence.methods.tracin import TracIn
+
+__all__ = [
+    "Arnoldi",
+    "DirectionMethod",
+    "EncodingMethod",
+    "GradientDot",
+    "InfluenceMethod",
+    "LiSSA",
+    "RandomProjection",
+    "TracIn",
+]

@@ -1,0 +1,412 @@
+"""The contract of a method that scores training examples against queries."""
+
+import abc
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NoReturn, Self
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from keras_influence import checkpoints, data, distribution, storage
+from keras_influence.gradients import LossMaps
+from keras_influence.gradients.parameters import Variables
+
+SCALES = ("loss", "raw")
+# Bytes of query directions held at once.
+_DIRECTION_BYTES = 512 * 2**20
+_MAX_DIRECTIONS = 256
+
+
+class InfluenceMethod(abc.ABC):
+    """A method that attributes a model's losses to its training examples.
+
+    Every score is the change of a query's loss that removing the training example would bring: a
+    positive score marks a *proponent* (removing it raises the loss), a negative one an *opponent*.
+
+    Args:
+        model: a built Keras model, at the weights that are to be explained.
+        loss: as in `model.compile`; defaults to the loss that the model was compiled with.
+        variables: Keras variables, or a predicate on them, to attribute through; all trainable
+            variables by default.
+        sequence_reduction: `"mean"` or `"sum"` of a sequence's token losses.
+        batch_size: examples computed together; defaults to the dataset's own batch size. It changes
+            speed and memory, and no score beyond rounding.
+        scale: `"loss"` divides by the number of training examples N, so that scores are changes of
+            the loss; `"raw"` does not.
+        verbose: 1 shows a progress bar, 0 none; `"auto"` shows one on a terminal.
+    """
+
+    _registry: ClassVar[dict[str, type["InfluenceMethod"]]] = {}
+    # Whether what `fit` computed holds for the weights of that moment only.
+    _bound_to_weights: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        InfluenceMethod._registry[cls.__name__] = cls
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        loss: Any = None,
+        variables: Variables = None,
+        sequence_reduction: str = "mean",
+        batch_size: int | None = None,
+        scale: str = "loss",
+        verbose: int | str = "auto",
+    ):
+        if scale not in SCALES:
+            raise ValueError(f"`scale` must be one of {SCALES}. Received: {scale!r}.")
+        self.model = model
+        self.maps = LossMaps(model, loss, variables, sequence_reduction)
+        self.batch_size = batch_size
+        self.scale = scale
+        self.verbose = verbose
+        self.num_train: int | None = None
+        self.fit_seconds: float | None = None
+        self._loss = loss
+        self._fitted_weights: str | None = None
+        for variable in self.maps.parameters.variables:
+            if getattr(variable, "regularizer", None) is not None:
+                logging.info(
+                    "%r has a regularizer, which is part of no example's loss. Where a method "
+                    "takes `l2=`, pass twice the regularizer's l2 coefficient.",
+                    variable.path,
+                )
+                break
+
+    # What a method is.
+
+    def fit(self, dataset: Any) -> Self:
+        """Learns from the training set what later scores need.
+
+        Args:
+            dataset: the training data; see `data.batches` for the forms it may take.
+
+        Returns:
+            The method itself.
+        """
+        start = time.perf_counter()
+        self.num_train = self._fit(dataset)
+        self.fit_seconds = time.perf_counter() - start
+        self._fitted_weights = checkpoints.weights_fingerprint(self.model)
+        return self
+
+    @abc.abstractmethod
+    def _fit(self, dataset: Any) -> int:
+        """Returns the number of training examples."""
+
+    @abc.abstractmethod
+    def scores(self, queries: Any, train: Any) -> np.ndarray:
+        """Influence of every training example on every query.
+
+        Args:
+            queries: Q labelled examples.
+            train: N training examples.
+
+        Returns:
+            float32 [Q, N]; positive for proponents.
+        """
+
+    @abc.abstractmethod
+    def self_influence(self, dataset: Any) -> np.ndarray:
+        """Influence of each example on its own loss: high for mislabeled, rare, memorised ones.
+
+        Args:
+            dataset: N labelled examples.
+
+        Returns:
+            float32 [N].
+        """
+
+    def _state(self) -> dict[str, np.ndarray]:
+        """Arrays that `fit` computed, for `save`."""
+        return {}
+
+    def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes back what `_state` gave."""
+
+    def _report(self) -> Iterator[str]:
+        """Lines of `summary` about the method itself."""
+        yield from ()
+
+    # What every method does.
+
+    def summary(self, print_fn: Callable[[str], None] | None = None) -> None:
+        """Prints what the method computed, and how far to trust it."""
+        emit = print_fn or (lambda line: print(line, file=sys.stdout))
+        parameters = self.maps.parameters
+        total = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
+        emit(f"{type(self).__name__} of model {self.model.name!r}")
+        emit(
+            f"  parameters: {parameters.size:,} of {total:,} trainable, in "
+            f"{len(parameters.variables)} variables"
+        )
+        if self.num_train is None:
+            emit("  not fitted")
+        else:
+            took = "" if self.fit_seconds is None else f", in {self.fit_seconds:.1f} s"
+            emit(f"  fitted on {self.num_train:,} training examples{took}")
+        for line in self._report():
+            emit(f"  {line}")
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, but for the model, as JSON values."""
+        mine = {id(v) for v in self.maps.parameters.variables}
+        config = {
+            "loss": _serialized_loss(self._loss),
+            "variables": [i for i, v in enumerate(self.model.variables) if id(v) in mine],
+            "sequence_reduction": self.maps.loss.sequence_reduction,
+            "batch_size": self.batch_size,
+            "scale": self.scale,
+            "verbose": self.verbose,
+        }
+        if {id(v) for v in self.model.trainable_variables} == mine:
+            config["variables"] = None
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], model: keras.Model) -> Self:
+        """The method that `get_config` described, unfitted, on `model`."""
+        config = dict(config)
+        if config.get("variables") is not None:
+            config["variables"] = [model.variables[i] for i in config["variables"]]
+        if isinstance(config.get("loss"), dict):
+            config["loss"] = keras.losses.deserialize(config["loss"])
+        return cls(model, **config)
+
+    def save(self, path: str) -> None:
+        """Writes the method into the new directory `path`; `load` brings it back.
+
+        Raises:
+            FileExistsError: when `path` exists.
+        """
+        storage.save_store(path, *self._to_store())
+
+    def _to_store(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        manifest = {
+            "kind": type(self).__name__,
+            "config": self.get_config(),
+            "num_train": self.num_train,
+            "fit_seconds": self.fit_seconds,
+            "architecture": checkpoints.architecture_fingerprint(self.model),
+            "weights": self._fitted_weights,
+        }
+        return manifest, self._state()
+
+    @staticmethod
+    def _from_store(
+        manifest: dict[str, Any], arrays: dict[str, np.ndarray], model: keras.Model
+    ) -> "InfluenceMethod":
+        """The method in a store, on `model`, which must be the one that it was fitted on."""
+        kind = manifest["kind"]
+        if kind not in InfluenceMethod._registry:
+            raise ValueError(
+                f"The store holds a {kind!r}, which is none of {sorted(InfluenceMethod._registry)}."
+            )
+        cls = InfluenceMethod._registry[kind]
+        if manifest["architecture"] != checkpoints.architecture_fingerprint(model):
+            raise ValueError(
+                f"The store was written for a model of another architecture than {model.name!r}: "
+                "the variables' names, shapes or dtypes differ. Pass the model that it was fitted "
+                "on."
+            )
+        method = cls.from_config(manifest["config"], model)
+        method.num_train = manifest["num_train"]
+        method.fit_seconds = manifest["fit_seconds"]
+        method._fitted_weights = manifest["weights"]
+        if method.num_train is not None:
+            method._check_weights()
+        method._set_state(arrays)
+        return method
+
+    # What methods are made of.
+
+    def _check_ready(self) -> None:
+        """Raises where `scores` cannot run yet, before any long work."""
+
+    def _check_fitted(self) -> None:
+        if self.num_train is None:
+            self._raise_not_fitted()
+        self._check_weights()
+
+    def _raise_not_fitted(self) -> NoReturn:
+        raise ValueError(
+            f"{type(self).__name__} is not fitted: call `fit(train)` with the training set."
+        )
+
+    def _check_weights(self) -> None:
+        if not self._bound_to_weights:
+            return
+        if self._fitted_weights != checkpoints.weights_fingerprint(self.model):
+            raise ValueError(
+                f"The weights of {self.model.name!r} are not those that {type(self).__name__} was "
+                "fitted on: the model was trained or loaded since. Fit again, or put the weights "
+                "back."
+            )
+
+    def _per_train(self) -> float:
+        """1/N, or 1 where scores are raw."""
+        if self.scale == "raw":
+            return 1.0
+        if self.num_train is None:
+            raise ValueError(
+                f"{type(self).__name__} is not fitted: scores in units of the loss are divided by "
+                'the number of training examples. Call `fit(train)`, or pass `scale="raw"`.'
+            )
+        return 1.0 / self.num_train
+
+    def _gather(
+        self, function: Callable[[tuple[Any, ...]], tf.Tensor], dataset: Any, what: str
+    ) -> np.ndarray:
+        """[N, ...] of `function(examples)` over an ordered dataset, checked to be finite."""
+        data.check_order(dataset)
+        progress = self._progress(what)
+
+        def one_batch(batch: data.Batch) -> tf.Tensor:
+            rows = function(batch.examples)
+            self._check_finite(rows, batch, what)
+            progress.add(1)
+            return rows
+
+        rows = distribution.gather(one_batch, data.batches(dataset, self.batch_size))
+        progress.close()
+        return rows
+
+    def _check_finite(self, rows: Any, batch: data.Batch, what: str) -> None:
+        rows = np.asarray(rows)[: batch.num_examples].reshape(batch.num_examples, -1)
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            self._raise_bad_example(batch, int(bad[0]), what)
+
+    def _raise_bad_example(self, batch: data.Batch, row: int, what: str) -> None:
+        loss = float(np.asarray(self.maps.losses(batch.examples))[row])
+        label = tf.nest.map_structure(lambda array: array[row], batch.examples[1])
+        raise FloatingPointError(
+            f"The {what} of example {batch.ids[row]} is not finite: its loss is {loss}, its label "
+            f"{_short(label)}. Check that the label is in the range that the loss expects, and "
+            "that inputs and weights hold no NaN."
+        )
+
+    def _diagnose(self, batches: list[data.Batch]) -> None:
+        """Raises for the first example whose loss is not finite, if there is one."""
+        for batch in batches:
+            losses = np.asarray(self.maps.losses(batch.examples))[: batch.num_examples]
+            bad = np.flatnonzero(~np.isfinite(losses))
+            if len(bad):
+                self._raise_bad_example(batch, int(bad[0]), "loss")
+
+    def _direction_blocks(
+        self, queries: Any, what: str = "gradient"
+    ) -> Iterator[tuple[data.Batch, tf.Tensor]]:
+        """Gradients of the queries, [b, p], as many at a time as memory should hold."""
+        data.check_order(queries)
+        parameters = self.maps.parameters
+        row_bytes = parameters.size * parameters.dtype.size
+        rows = int(np.clip(_DIRECTION_BYTES // row_bytes, 1, _MAX_DIRECTIONS))
+        for batch in data.batches(queries, rows):
+            gradients = self.maps.example_gradients(batch.examples)
+            self._check_finite(gradients, batch, what)
+            yield batch, gradients[: batch.num_examples]
+
+    def _progress(self, what: str, target: int | None = None) -> "_Progress":
+        show = sys.stdout.isatty() if self.verbose == "auto" else bool(self.verbose)
+        return _Progress(f"{type(self).__name__}: {what}", target, show)
+
+
+class DirectionMethod(InfluenceMethod):
+    """A method that turns a query's gradient into a direction, and projects training examples.
+
+    scores = factor * <grad l(x), direction(grad l(z))>, one pass over the training set for each
+    block of queries.
+    """
+
+    def scores(self, queries: Any, train: Any) -> np.ndarray:
+        self._check_ready()
+        return self._direction_scores(queries, train)
+
+    def _direction_scores(self, queries: Any, train: Any) -> np.ndarray:
+        factor = self._per_train()
+        rows = []
+        for batch, gradients in self._direction_blocks(queries):
+            directions = self._directions(gradients, batch)
+            columns = self._gather(
+                lambda examples, v=directions: self.maps.project(examples, v), train, "projection"
+            )
+            rows.append(columns.T)
+        return np.float32(np.concatenate(rows) * factor)
+
+    @abc.abstractmethod
+    def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
+        """Query gradients [b, p] -> directions [b, p]."""
+
+
+class EncodingMethod(InfluenceMethod):
+    """A method that encodes an example in a few numbers, whose weighted products are the scores.
+
+    score(z, x) = factor * sum_j metric_j e_j(z) e_j(x), with e(x) = (<grad l(x), u_j>)_j for the
+    method's directions u_j.
+    """
+
+    @property
+    @abc.abstractmethod
+    def directions(self) -> tf.Tensor:
+        """u, [rank, p]."""
+
+    @property
+    @abc.abstractmethod
+    def metric(self) -> np.ndarray:
+        """Weights of the coordinates' products, float64 [rank]."""
+
+    def encode(self, dataset: Any) -> np.ndarray:
+        """<grad l(x), u_j> of every example: float32 [N, rank]."""
+        self._check_ready()
+        directions = self.directions
+        encoded = self._gather(
+            lambda examples: self.maps.project(examples, directions), dataset, "encoding"
+        )
+        return encoded.astype(np.float32, copy=False)
+
+    def scores(self, queries: Any, train: Any) -> np.ndarray:
+        self._check_ready()
+        weights = self.metric * self._per_train()
+        return np.float32((self.encode(queries) * weights) @ self.encode(train).T)
+
+    def self_influence(self, dataset: Any) -> np.ndarray:
+        self._per_train()  # Complains now, and not after the pass over the data.
+        return self.self_influence_of(self.encode(dataset))
+
+    def self_influence_of(self, encoded: np.ndarray) -> np.ndarray:
+        """Self-influence from encodings [N, rank]: float32 [N]."""
+        return np.float32(np.square(encoded, dtype=np.float64) @ (self.metric * self._per_train()))
+
+
+class _Progress:
+    """A Keras progress bar, or nothing."""
+
+    def __init__(self, what: str, target: int | None, show: bool):
+        self._bar = keras.utils.Progbar(target, unit_name=what) if show else None
+
+    def add(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.add(count)
+
+    def close(self) -> None:
+        if self._bar is not None and self._bar.target is None:
+            self._bar.target = self._bar._seen_so_far
+            self._bar.update(self._bar.target, finalize=True)
+
+
+def _short(value: Any) -> str:
+    text = np.array2string(np.asarray(value), threshold=8) if not isinstance(value, dict) else None
+    return text if text is not None else str({k: _short(v) for k, v in value.items()})
+
+
+def _serialized_loss(loss: Any) -> Any:
+    if loss is None or isinstance(loss, str):
+        return loss
+    return keras.losses.serialize(loss)

@@ -1,0 +1,70 @@
+"""Products of gradients at the model's current weights."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_influence import data
+from keras_influence.methods.base import DirectionMethod
+
+SIMILARITIES = ("dot", "cosine")
+
+
+class GradientDot(DirectionMethod):
+    """Products, or cosines, of the gradients of two examples at the current weights.
+
+    Influence with the identity in place of the inverse Hessian: TracIn at one checkpoint and
+    learning rate 1. The cheapest method that looks at gradients, and the control for any that
+    claims to gain by curvature. Cosines are robust against a few examples of huge gradients, at the
+    price of the unit, and of self-influence (every example's cosine with itself is 1).
+
+    Args:
+        model: a built Keras model, trained.
+        similarity: `"dot"`: (1/N) <grad l(z), grad l(x)>; `"cosine"`: the cosine, never scaled.
+        **kwargs: see `InfluenceMethod`.
+    """
+
+    def __init__(self, model: keras.Model, similarity: str = "dot", **kwargs: Any):
+        super().__init__(model, **kwargs)
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f"`similarity` must be one of {SIMILARITIES}. Received: {similarity!r}."
+            )
+        self.similarity = similarity
+
+    def _fit(self, dataset: Any) -> int:
+        return data.count(dataset)
+
+    def _per_train(self) -> float:
+        return 1.0 if self.similarity == "cosine" else super()._per_train()
+
+    def scores(self, queries: Any, train: Any) -> np.ndarray:
+        scores = super().scores(queries, train)
+        if self.similarity == "dot":
+            return scores
+        norms = [np.sqrt(self._squared_norms(dataset)) for dataset in (queries, train)]
+        product = norms[0][:, np.newaxis] * norms[1]
+        # An example without a gradient points nowhere, and agrees with no other.
+        return np.divide(scores, product, out=np.zeros_like(scores), where=product > 0)
+
+    def self_influence(self, dataset: Any) -> np.ndarray:
+        factor = self._per_train()
+        norms = self._squared_norms(dataset)
+        if self.similarity == "cosine":
+            return np.float32(norms > 0)
+        return np.float32(norms * factor)
+
+    def _squared_norms(self, dataset: Any) -> np.ndarray:
+        return self._gather(self.maps.squared_norms, dataset, "gradient norm")
+
+    def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
+        return gradients
+
+    def _report(self) -> Iterator[str]:
+        yield f"similarity: {self.similarity}"
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "similarity": self.similarity}

@@ -1,0 +1,105 @@
+"""Gradient products summed over the checkpoints of a training run."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_influence import checkpoints as run_checkpoints
+from keras_influence import data
+from keras_influence.methods.base import DirectionMethod
+
+
+class TracIn(DirectionMethod):
+    """TracIn over the checkpoints that `callbacks.TracInCheckpoint` wrote (Pruthi et al., 2020).
+
+        I(z, x) = sum_k eta_k <grad l(z; theta_k), grad l(x; theta_k)>,
+
+    with eta_k the optimizer's learning rate recorded at checkpoint k (TracInCP, their section 3.2).
+    It follows the run itself and needs no Hessian, which makes it strong for mislabeled examples;
+    it costs a pass over the data for each checkpoint. There is no 1/N in it: `scale` does not
+    apply, and `fit` only counts the training examples.
+
+    While it computes, it loads each checkpoint into the model; the model's own weights are put
+    back, also after an error.
+
+    Args:
+        model: a model of the run's architecture.
+        checkpoints: the directory that the callback wrote; or a sequence of
+            `checkpoints.Checkpoint`, as `checkpoints.list_checkpoints(directory)` gives, of which
+            any choice may be made.
+        **kwargs: see `InfluenceMethod`.
+
+    Raises:
+        FileNotFoundError: no checkpoint in the directory.
+        storage.TornStoreError: a checkpoint that is incomplete or altered.
+
+    Example:
+
+    >>> recorder = ki.callbacks.TracInCheckpoint("runs/mnist")
+    >>> model.fit(train, epochs=10, callbacks=[recorder])
+    >>> scores = ki.TracIn(model, checkpoints="runs/mnist").scores(queries=test, train=train)
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        checkpoints: str | os.PathLike | Sequence[run_checkpoints.Checkpoint],
+        **kwargs: Any,
+    ):
+        super().__init__(model, **kwargs)
+        if isinstance(checkpoints, (str, os.PathLike)):
+            checkpoints = run_checkpoints.list_checkpoints(checkpoints)
+        self.checkpoints = list(checkpoints)
+        if not self.checkpoints:
+            raise ValueError("`checkpoints` is empty: TracIn sums over one at least.")
+
+    def _fit(self, dataset: Any) -> int:
+        return data.count(dataset)
+
+    def _per_train(self) -> float:
+        return 1.0
+
+    def scores(self, queries: Any, train: Any) -> np.ndarray:
+        # A sum over checkpoints of products, never a product of sums over checkpoints.
+        return self._sum_over_checkpoints(lambda: self._direction_scores(queries, train))
+
+    def self_influence(self, dataset: Any) -> np.ndarray:
+        return self._sum_over_checkpoints(
+            lambda: self._gather(self.maps.squared_norms, dataset, "gradient norm")
+        )
+
+    def _sum_over_checkpoints(self, at_checkpoint: Any) -> np.ndarray:
+        total: Any = 0.0
+        with run_checkpoints.weights_restored(self.model):
+            for checkpoint in self.checkpoints:
+                run_checkpoints.load_weights(self.model, checkpoint)
+                total = total + checkpoint.learning_rate * at_checkpoint().astype(np.float64)
+        return np.float32(total)
+
+    def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
+        return gradients
+
+    def _report(self) -> Iterator[str]:
+        for checkpoint in self.checkpoints:
+            yield (
+                f"checkpoint at step {checkpoint.step}, epoch {checkpoint.epoch}: learning rate "
+                f"{checkpoint.learning_rate:g}"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "checkpoints": [str(checkpoint.path) for checkpoint in self.checkpoints],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], model: keras.Model) -> "TracIn":
+        paths = config["checkpoints"]
+        return super().from_config(
+            {**config, "checkpoints": [run_checkpoints.read_checkpoint(path) for path in paths]},
+            model,
+        )

@@ -1,0 +1,41 @@
+"""Packaging of keras_influence."""
+
+import pathlib
+
+import setuptools
+
+EXAMPLES = [
+    "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
+    "matplotlib>=3.8",
+    "tensorflow-datasets>=4.9.10",
+]
+
+TEST = [
+    "matplotlib>=3.8",
+    # Held to one minor version each: a newer formatter or checker may disagree with this tree.
+    "mypy==2.4.*",
+    "pytest>=8.4",
+    "ruff==0.17.*",
+]
+
+setuptools.setup(
+    name="keras-influence",
+    version="0.1.0",
+    description="Which training examples made this prediction? Influence functions for Keras.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["keras_influence", "keras_influence.*"]),
+    package_data={"keras_influence": ["py.typed"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "keras>=3.15",
+        "numpy>=1.26",
+        "scikit-learn>=1.4",
+        "tensorflow>=2.21",
+    ],
+    extras_require={"examples": EXAMPLES, "test": TEST},
+    # Not `build`: where file names ignore case, the BUILD file is already there.
+    options={"build": {"build_base": ".build"}},
+    zip_safe=False,
+)
