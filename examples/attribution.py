@@ -1,7 +1,7 @@
 """The attribution methods of the examples, by name."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -54,24 +54,28 @@ def build(
         checkpoints: Checkpoints that TracIn sums over.
     """
     if (name in WITH_RANK) != (rank is not None):
-        raise ValueError(f"Of the methods, only {WITH_RANK} take a rank. Received: {name}, {rank}.")
-    batch_size, seed = settings.batch_size, settings.seed
+        raise ValueError(
+            f"A rank belongs to {' and '.join(WITH_RANK)}, and to no other method. "
+            f"Received: method {name!r}, rank {rank}."
+        )
+    options: dict[str, Any] = {"batch_size": settings.batch_size}
+    if name in WITH_RANK:
+        options["rank"] = rank
     match name:
         case "arnoldi":
             return ki.Arnoldi(
                 model,
-                rank=rank,
                 num_iterations=settings.num_iterations,
                 num_examples=settings.num_hessian_examples,
-                seed=seed,
-                batch_size=batch_size,
+                seed=settings.seed,
+                **options,
             )
         case "random_projection":
-            return ki.RandomProjection(model, rank=rank, seed=seed, batch_size=batch_size)
+            return ki.RandomProjection(model, seed=settings.seed, **options)
         case "tracin":
-            return ki.TracIn(model, checkpoints=checkpoints, batch_size=batch_size)
+            return ki.TracIn(model, checkpoints=checkpoints, **options)
         case "gradient_dot":
-            return ki.GradientDot(model, batch_size=batch_size)
+            return ki.GradientDot(model, **options)
         case "lissa":
             return ki.LiSSA(
                 model,
@@ -79,7 +83,7 @@ def build(
                 damping=settings.lissa_damping,
                 scale_factor=settings.lissa_scale,
                 hessian_batch_size=settings.lissa_batch_size,
-                seed=seed,
-                batch_size=batch_size,
+                seed=settings.seed,
+                **options,
             )
     raise ValueError(f"The method must be one of {METHODS}. Received: {name!r}.")

@@ -22,11 +22,11 @@ CORRUPTION = flags.DEFINE_float(
     lower_bound=0,
     upper_bound=1,
 )
-MODEL = flags.DEFINE_enum("model", "small_cnn", list(models.MODELS), "Model to train.")
+MODEL = flags.DEFINE_enum("model", "large_cnn", list(models.MODELS), "Model to train.")
 EPOCHS = flags.DEFINE_integer("epochs", 20, "Passes over the training set.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples of a training step.", lower_bound=1)
 LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", 0.05, "Rate of SGD with a momentum of 0.9.", lower_bound=0
+    "learning_rate", 0.02, "Rate of SGD with a momentum of 0.9.", lower_bound=0
 )
 SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the replaced labels, the training run and the methods.", lower_bound=0
@@ -35,7 +35,7 @@ OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "New directory for the results; by default one under runs/."
 )
 RANK = flags.DEFINE_list(
-    "rank", ["10", "100"], "Ranks of arnoldi and random_projection, separated by commas."
+    "rank", ["10", "50"], "Ranks of arnoldi and random_projection, separated by commas."
 )
 CHECKPOINTS = flags.DEFINE_list(
     "checkpoints",
@@ -44,7 +44,7 @@ CHECKPOINTS = flags.DEFINE_list(
     "one included.",
 )
 SCORE_BATCH_SIZE = flags.DEFINE_integer(
-    "score_batch_size", 128, "Examples that a method computes together.", lower_bound=1
+    "score_batch_size", 256, "Examples that a method computes together.", lower_bound=1
 )
 NUM_ITERATIONS = flags.DEFINE_integer(
     "num_iterations", 0, "Hessian-vector products of arnoldi; 0 for twice the rank.", lower_bound=0

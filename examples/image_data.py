@@ -103,10 +103,10 @@ def _load_tfds(name: str, data_dir: str | None) -> ImageData:
     if not builder.is_prepared():
         logging.info("%s is not in %s: downloading it.", name, builder.data_path)
         builder.download_and_prepare()
-    arrays = []
+    splits = []
     for split in ("train", "test"):
         whole = builder.as_dataset(split=split, batch_size=-1, as_supervised=True)
         images, labels = tfds.as_numpy(whole)
-        arrays += [images.astype(np.float32) / 255, labels.astype(np.int32)]
+        splits.append((images.astype(np.float32) / 255, labels.astype(np.int32)))
     names = tuple(builder.info.features["label"].names)
-    return ImageData(*arrays, num_classes=len(names), class_names=names)
+    return ImageData(*splits[0], *splits[1], len(names), names)

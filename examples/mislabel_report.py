@@ -174,7 +174,7 @@ def save_scores(
     true_labels: NDArray[np.int32],
 ) -> None:
     """Saves every score, NaN where a method did not score an example, and the labels."""
-    scores = {}
+    scores: dict[str, Any] = {}
     for suspicion in suspicions:
         scores[suspicion.key] = np.full(labels.size, np.nan, np.float32)
         scores[suspicion.key][suspicion.ids] = suspicion.scores

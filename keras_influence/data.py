@@ -184,9 +184,7 @@ def check_order(dataset: Any) -> None:
     """
     if not isinstance(dataset, tf.data.Dataset):
         return
-    first, second = (
-        next(iter(dataset.take(1).as_numpy_iterator()), None) for _ in range(2)
-    )
+    first, second = (next(iter(dataset.take(1).as_numpy_iterator()), None) for _ in range(2))
     leaves = zip(tf.nest.flatten(first), tf.nest.flatten(second), strict=True)
     if not all(np.array_equal(a, b, equal_nan=_is_float(a)) for a, b in leaves):
         raise ValueError(

@@ -97,8 +97,8 @@ class InfluenceScorer(keras.layers.Layer):
         if not isinstance(method, EncodingMethod):
             raise TypeError(
                 "An index holds encodings, which Arnoldi and RandomProjection have. Received: "
-                f"{type(method).__name__}; for it use top_influences(method.scores(queries, train), "
-                "k)."
+                f"{type(method).__name__}; for it, use "
+                "top_influences(method.scores(queries, train), k)."
             )
         if k < 1:
             raise ValueError(f"`k` must be at least 1. Received: {k}.")
@@ -150,7 +150,10 @@ class InfluenceScorer(keras.layers.Layer):
 
     def _top(self, examples: tuple[Any, ...]) -> Influences:
         unchanged = tf.reduce_all(
-            [tf.reduce_all(a == b) for a, b in zip(self._read_spots(), self._spot_values)]
+            [
+                tf.reduce_all(a == b)
+                for a, b in zip(self._read_spots(), self._spot_values, strict=True)
+            ]
         )
         with tf.control_dependencies([tf.debugging.Assert(unchanged, [_CHANGED])]):
             encoded = self.method.maps.project(examples, tf.identity(self._directions))
@@ -160,7 +163,7 @@ class InfluenceScorer(keras.layers.Layer):
     def _read_spots(self) -> list[tf.Tensor]:
         return [
             tf.gather(tf.reshape(value, [-1]), spots)
-            for value, spots in zip(self.method.maps.parameters.values, self._spots)
+            for value, spots in zip(self.method.maps.parameters.values, self._spots, strict=True)
         ]
 
     def _changed(self) -> str:
@@ -213,7 +216,10 @@ class InfluenceScorer(keras.layers.Layer):
                 "method": manifest,
                 "weights": self._weights_fingerprint,
             },
-            {**{f"method-{name}": array for name, array in arrays.items()}, "index": self.encodings},
+            {
+                **{f"method-{name}": array for name, array in arrays.items()},
+                "index": self.encodings,
+            },
         )
 
 

@@ -35,7 +35,7 @@ class CheckpointReport:
         count: checkpoints written.
         bytes_per_checkpoint: median size of a weights file.
         seconds_per_checkpoint: median time until a checkpoint is safely on disk.
-        seconds_total: all time spent in the recorder, its history included.
+        seconds_total: time spent on the checkpoints and on the history of the run.
         share_of_training: `seconds_total` over the time of the finished calls of `fit`.
     """
 
@@ -49,13 +49,15 @@ class CheckpointReport:
 class TracInCheckpoint(keras.callbacks.Callback):
     """Saves weights, step and current learning rate, for TracIn to sum over.
 
-    Checkpoints are written when they are due and only if every weight is finite (else a warning
-    names the step). Each one is complete or absent, whenever the process is killed. A directory
-    belongs to one run: `fit` continues it when the model has weights that the run has had (at its
-    start or end, at an epoch's end, at a checkpoint), as after `keras.callbacks.BackupAndRestore`
-    of whole epochs, after `model.load_weights` of a checkpoint, or in a second `fit`; every other
-    model is refused. Checkpoints after the point where a run is taken up again are moved to
-    `superseded-<n>/`. Under a distribution strategy only the chief writes.
+    A checkpoint is complete or absent, whenever the process is killed, and is not written when a
+    weight is NaN or infinite (a warning names the step). Under a distribution strategy only the
+    chief writes.
+
+    A directory belongs to one run. `fit` continues it when the model has weights that the run has
+    had at its start or end, at an epoch's end or at a checkpoint: in a second `fit`, after
+    `model.load_weights` of a checkpoint, or after `keras.callbacks.BackupAndRestore`, which must
+    back up whole epochs (its default) for that. Every other model is refused. The checkpoints after
+    the point where a run is taken up again are moved to `superseded-<n>/`.
 
     The rate is read after the last batch before a checkpoint, so that a callback which changes it
     at the end of an epoch does not leak the next epoch's rate. A checkpoint also holds the

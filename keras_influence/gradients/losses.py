@@ -120,6 +120,8 @@ class PerExampleLoss(CompileLoss):
         super().__init__(loss, weights, output_names=getattr(model, "output_names", None))
         self.sequence_reduction = sequence_reduction
 
+    _flat_losses: list[Any]
+
     @property
     def metrics(self) -> list[None]:
         """No metric to update, for each of the losses."""

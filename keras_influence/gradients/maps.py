@@ -26,8 +26,8 @@ from keras_influence.gradients.parameters import ParameterVector, Variables, sel
 FORWARD_OVER_REVERSE = "forward over reverse"
 REVERSE_OVER_REVERSE = "reverse over reverse"
 
-# One forward-mode pass costs about two forward passes of the network a direction; the gradient of
-# each example by itself, about six to ten in all. Beyond this many directions the latter is cheaper.
+# A direction in forward mode costs about two forward passes of the network; the gradient of each
+# example by itself, six to ten once for all directions, which is cheaper beyond this many.
 _MAX_FORWARD_DIRECTIONS = 3
 # Bytes of per-example gradients held at once.
 _GRADIENT_BYTES = 256 * 2**20
@@ -226,7 +226,10 @@ class LossMaps:
         """Whether the model loops (a rolled recurrent layer): vectorized_map fails on its gradient
         only when it runs."""
         graph = tf.function(self._losses).get_concrete_function(examples).graph.as_graph_def()
-        nodes = [*graph.node, *(n for function in graph.library.function for n in function.node_def)]
+        nodes = [
+            *graph.node,
+            *(n for function in graph.library.function for n in function.node_def),
+        ]
         return any(node.op in ("While", "StatelessWhile") for node in nodes)
 
 

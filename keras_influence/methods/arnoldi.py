@@ -111,8 +111,10 @@ class Arnoldi(EncodingMethod):
             for batch in batches
         ]
         parameters = self.maps.parameters
-        progress = self._progress("Hessian-vector products", min(self.num_iterations, parameters.size))
-        self.product_seconds = 0.0
+        progress = self._progress(
+            "Hessian-vector products", min(self.num_iterations, parameters.size)
+        )
+        seconds: list[float] = []
 
         def product(vector: tf.Tensor) -> np.ndarray:
             start = time.perf_counter()
@@ -120,17 +122,20 @@ class Arnoldi(EncodingMethod):
                 lambda batch: self.maps.curvature(batch.examples, vector, batch.weights), batches
             )
             result = (summed / examples + self.l2 * vector).numpy()
-            self.product_seconds += time.perf_counter() - start
+            seconds.append(time.perf_counter() - start)
             progress.add(1)
             return result
 
-        start = tf.random.stateless_normal([parameters.size], [self.seed, 0], dtype=parameters.dtype)
+        start = tf.random.stateless_normal(
+            [parameters.size], [self.seed, 0], dtype=parameters.dtype
+        )
         try:
             result = arnoldi(product, start, self.num_iterations, seed=self.seed)
         except FloatingPointError:
             self._diagnose(batches)
             raise
         progress.close()
+        self.product_seconds = sum(seconds)
         self.asymmetry = result.asymmetry
         self.eigenbasis = distill(result, self.rank)
         return num_train

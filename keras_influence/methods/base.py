@@ -1,6 +1,7 @@
 """The contract of a method that scores training examples against queries."""
 
 import abc
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -333,12 +334,11 @@ class DirectionMethod(InfluenceMethod):
         factor = self._per_train()
         rows = []
         for batch, gradients in self._direction_blocks(queries):
-            directions = self._directions(gradients, batch)
-            columns = self._gather(
-                lambda examples, v=directions: self.maps.project(examples, v), train, "projection"
+            project = functools.partial(
+                self.maps.project, directions=self._directions(gradients, batch)
             )
-            rows.append(columns.T)
-        return np.float32(np.concatenate(rows) * factor)
+            rows.append(self._gather(project, train, "projection").T)
+        return (np.concatenate(rows) * factor).astype(np.float32)
 
     @abc.abstractmethod
     def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
@@ -363,26 +363,27 @@ class EncodingMethod(InfluenceMethod):
         """Weights of the coordinates' products, float64 [rank]."""
 
     def encode(self, dataset: Any) -> np.ndarray:
-        """<grad l(x), u_j> of every example: float32 [N, rank]."""
+        """<grad l(x), u_j> of every example: [N, rank], float32 (float64 for a float64 model)."""
         self._check_ready()
         directions = self.directions
-        encoded = self._gather(
+        return self._gather(
             lambda examples: self.maps.project(examples, directions), dataset, "encoding"
         )
-        return encoded.astype(np.float32, copy=False)
 
     def scores(self, queries: Any, train: Any) -> np.ndarray:
         self._check_ready()
         weights = self.metric * self._per_train()
-        return np.float32((self.encode(queries) * weights) @ self.encode(train).T)
+        return ((self.encode(queries) * weights) @ self.encode(train).T).astype(np.float32)
 
     def self_influence(self, dataset: Any) -> np.ndarray:
+        self._check_ready()
         self._per_train()  # Complains now, and not after the pass over the data.
         return self.self_influence_of(self.encode(dataset))
 
     def self_influence_of(self, encoded: np.ndarray) -> np.ndarray:
         """Self-influence from encodings [N, rank]: float32 [N]."""
-        return np.float32(np.square(encoded, dtype=np.float64) @ (self.metric * self._per_train()))
+        weights = self.metric * self._per_train()
+        return (np.square(encoded, dtype=np.float64) @ weights).astype(np.float32)
 
 
 class _Progress:

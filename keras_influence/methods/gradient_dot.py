@@ -54,8 +54,8 @@ class GradientDot(DirectionMethod):
         factor = self._per_train()
         norms = self._squared_norms(dataset)
         if self.similarity == "cosine":
-            return np.float32(norms > 0)
-        return np.float32(norms * factor)
+            return (norms > 0).astype(np.float32)
+        return (norms * factor).astype(np.float32)
 
     def _squared_norms(self, dataset: Any) -> np.ndarray:
         return self._gather(self.maps.squared_norms, dataset, "gradient norm")

@@ -91,7 +91,7 @@ class LiSSA(DirectionMethod):
             tf.reduce_sum(gradients * self._directions(gradients, batch), axis=1).numpy()
             for batch, gradients in self._direction_blocks(dataset)
         ]
-        return np.float32(np.concatenate(rows) * self._per_train())
+        return (np.concatenate(rows) * self._per_train()).astype(np.float32)
 
     def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
         runs = [
@@ -135,14 +135,11 @@ class LiSSA(DirectionMethod):
         if curved is not None and np.isfinite(norms[worst]) and norms[worst] > 0:
             # The grown vector points along the eigenvector that grows fastest.
             quotient = float(tf.reduce_sum(solution[worst] * curved[worst])) / norms[worst] ** 2
-            advice = (
-                f"Along it the damped curvature is {quotient:.4g}. "
-                + (
-                    f"Use a `scale_factor` above {quotient / 2:.4g}, better {1.2 * quotient:.4g}."
-                    if quotient > 0
-                    else f"It is negative: the weights are no minimum. Use a `damping` of at least "
-                    f"{self.damping - quotient:.4g}."
-                )
+            advice = f"Along it the damped curvature is {quotient:.4g}. " + (
+                f"Use a `scale_factor` above {quotient / 2:.4g}, better {1.2 * quotient:.4g}."
+                if quotient > 0
+                else f"It is negative: the weights are no minimum. Use a `damping` of at least "
+                f"{self.damping - quotient:.4g}."
             )
         raise FloatingPointError(
             f"LiSSA diverges: at step {step - 1} of {self.depth} the estimate is "

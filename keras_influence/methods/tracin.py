@@ -78,7 +78,7 @@ class TracIn(DirectionMethod):
             for checkpoint in self.checkpoints:
                 run_checkpoints.load_weights(self.model, checkpoint)
                 total = total + checkpoint.learning_rate * at_checkpoint().astype(np.float64)
-        return np.float32(total)
+        return total.astype(np.float32)
 
     def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
         return gradients

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -246,7 +246,7 @@ def influence_sheet(
     return figure
 
 
-def _figure(width: float, height: float, **settings: str) -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -254,7 +254,7 @@ def _figure(width: float, height: float, **settings: str) -> Figure:
             "Figures need matplotlib, which is not installed. Install it, or this package with its "
             "extra `examples`: pip install 'keras_influence[examples]'."
         ) from error
-    return Figure(figsize=(width, height), facecolor="white", **settings)
+    return Figure(figsize=(width, height), facecolor="white", layout=layout)
 
 
 def _displayable(images: ArrayLike) -> NDArray:
@@ -294,7 +294,7 @@ def _add_titles(figure: Figure, title: str | None, note: str | None) -> None:
 
 
 def _add_text(
-    figure: Figure, left: float, top: float, text: str, size: float = _FONT, **style: str
+    figure: Figure, left: float, top: float, text: str, size: float = _FONT, **style: Any
 ) -> None:
     width, height = figure.get_size_inches()
     style = {"va": "top"} | style

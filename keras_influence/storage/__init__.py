@@ -1,4 +1,4 @@
-"""Bytes: fingerprints of arrays, and directories that are either whole or absent. Knows no model."""
+"""Bytes: fingerprints of arrays, and directories that are whole or absent. Knows no model."""
 
 from keras_influence.storage.fingerprint import arrays_fingerprint
 from keras_influence.storage.store import (

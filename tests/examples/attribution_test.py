@@ -52,7 +52,7 @@ def test_settings_reach_the_method(model, name, kind, expected):
 
 @pytest.mark.parametrize(("name", "rank"), [("arnoldi", None), ("gradient_dot", 10)])
 def test_rank_belongs_to_the_methods_that_have_one(model, name, rank):
-    with pytest.raises(ValueError, match=f"Received: {name}, {rank}"):
+    with pytest.raises(ValueError, match=f"method '{name}', rank {rank}"):
         attribution.build(name, model, SETTINGS, rank)
 
 

@@ -91,8 +91,12 @@ def _tokens(*body, mask_zero=False):
 
 
 def _recurrent(layer):
-    return [keras.Input((5,), dtype="int32"), layers.Embedding(7, 4, mask_zero=True), layer,
-            layers.Dense(3)]
+    return [
+        keras.Input((5,), dtype="int32"),
+        layers.Embedding(7, 4, mask_zero=True),
+        layer,
+        layers.Dense(3),
+    ]
 
 
 class _SelfAttention(layers.Layer):
@@ -117,9 +121,7 @@ ARCHITECTURES = {
     "group_normalization": lambda: _image(
         layers.Conv2D(4, 3), layers.GroupNormalization(2), layers.Activation("tanh")
     ),
-    "max_pooling2d": lambda: _image(
-        layers.Conv2D(3, 3, activation="tanh"), layers.MaxPooling2D(2)
-    ),
+    "max_pooling2d": lambda: _image(layers.Conv2D(3, 3, activation="tanh"), layers.MaxPooling2D(2)),
     "gelu": lambda: _image(layers.Conv2D(3, 3, activation="gelu")),
     "dropout": lambda: _image(layers.Conv2D(3, 3, activation="tanh"), layers.Dropout(0.5)),
     "embedding": lambda: _tokens(layers.Activation("tanh")),
@@ -160,7 +162,7 @@ def test_layer(name, double_precision):
     vector /= np.linalg.norm(vector)
     product = maps.curvature((x, y), vector).numpy()
 
-    # Error of the difference quotient: step^2 / 6 times the fourth derivative, plus rounding / step.
+    # Error of the quotient: step^2 / 6 times the fourth derivative, plus rounding / step.
     step = 1e-4
     values = maps.parameters.values
     tangents = maps.parameters.unflatten(tf.constant(vector))

@@ -138,18 +138,18 @@ def test_the_start_is_not_changed():
 
 @pytest.mark.parametrize("start", [np.zeros(3), np.array([1.0, np.nan, 0]), np.ones((2, 2))])
 def test_bad_start(start):
-    with pytest.raises(ValueError, match="`start` must"):
+    with pytest.raises(ValueError, match=r"`start` must"):
         arnoldi(lambda v: v, start, 2)
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="`num_iterations` must be at least 1. Received: 0"):
+    with pytest.raises(ValueError, match=r"`num_iterations` must be at least 1. Received: 0"):
         arnoldi(lambda v: v, np.ones(3), 0)
     with pytest.raises(ValueError, match=r"must return shape \(3,\)"):
         arnoldi(lambda v: v[:2], np.ones(3), 2)
-    with pytest.raises(FloatingPointError, match="at step 0 of 2 is not finite"):
+    with pytest.raises(FloatingPointError, match=r"at step 0 of 2 is not finite"):
         arnoldi(lambda v: v * np.nan, np.ones(3), 2)
     result = arnoldi(lambda v: np.diag([1.0, 2, 3]) @ v, np.ones(3), 2)
     for rank in (0, 3):
-        with pytest.raises(ValueError, match="between 1 and the number of iterations, 2"):
+        with pytest.raises(ValueError, match=r"between 1 and the number of iterations, 2"):
             distill(result, rank)
