@@ -33,7 +33,7 @@ class MethodSettings(NamedTuple):
     num_hessian_examples: int | None = None
     lissa_depth: int = 100
     lissa_damping: float = 0.01
-    lissa_scale: float = 10.0
+    lissa_scale: float = 100.0
     lissa_batch_size: int = 32
 
 

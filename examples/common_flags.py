@@ -57,7 +57,7 @@ LISSA_DAMPING = flags.DEFINE_float(
     "lissa_damping", 0.01, "Added to the eigenvalues of lissa's Hessian.", lower_bound=0
 )
 LISSA_SCALE = flags.DEFINE_float(
-    "lissa_scale", 10.0, "What lissa divides the Hessian by; above its largest eigenvalue."
+    "lissa_scale", 100.0, "What lissa divides the Hessian by; above its largest eigenvalue."
 )
 LISSA_BATCH_SIZE = flags.DEFINE_integer(
     "lissa_batch_size", 32, "Examples of the Hessian in each step of lissa.", lower_bound=1
@@ -99,4 +99,5 @@ def as_settings(program: str) -> dict[str, Any]:
     Args:
         program: Name of the module whose key flags these are; `sys.argv[0]` for the main one.
     """
-    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(program)}
+    settings = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(program)}
+    return settings | {RANK.name: counts(RANK), CHECKPOINTS.name: counts(CHECKPOINTS)}

@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
     ki.report.influence_sheet(
         data.test_images[ids],
         [
-            f"test #{example}: {names[data.test_labels[example]]}\npredicted {names[label]}"
+            f"test #{example}\ntrue {names[data.test_labels[example]]}\npredicted {names[label]}"
             for example, label in zip(ids, predicted, strict=True)
         ],
         data.train_images,
@@ -200,7 +200,7 @@ def main(argv: Sequence[str]) -> None:
         top.proponents,
         top.opponents,
         title=f"{dataset}, {model_name}: influences on the loss of the {_EXPLAIN.value} label",
-        note=f"by {name}; numbers: change of the query's loss when the example is removed"
+        note=f"by {name}; numbers: influences, in the unit of the method"
         + ("; thick frame: label replaced" if is_mislabeled.any() else ""),
         marked=is_mislabeled.tolist(),
     ).savefig(sheet, dpi=120)

@@ -1,13 +1,18 @@
 """Training-data attribution for Keras and TensorFlow: which examples made this prediction?"""
 
-import keras as _keras
+_NEEDED = (
+    "keras_influence needs Keras on TensorFlow: set the environment variable "
+    'KERAS_BACKEND=tensorflow (or "backend": "tensorflow" in ~/.keras/keras.json) before Keras is '
+    "imported."
+)
+try:
+    import keras as _keras
+except ImportError as _error:
+    # Keras imports its backend's own package, which need not be there.
+    raise ImportError(f"{_NEEDED} Keras cannot be imported: {_error}.") from _error
 
 if _keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        "keras_influence needs Keras on TensorFlow. The Keras backend is "
-        f"{_keras.backend.backend()!r}: set the environment variable KERAS_BACKEND=tensorflow (or "
-        '"backend": "tensorflow" in ~/.keras/keras.json) before Keras is imported.'
-    )
+    raise ImportError(f"{_NEEDED} The Keras backend is {_keras.backend.backend()!r}.")
 
 from keras_influence import callbacks, checkpoints, data, evaluation, gradients, linalg, report
 from keras_influence.methods import Arnoldi, GradientDot, LiSSA, RandomProjection, TracIn

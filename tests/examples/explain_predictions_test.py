@@ -31,10 +31,9 @@ def run(small_program, run_program, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    "method", ["arnoldi", "random_projection", "tracin", "gradient_dot", "lissa"]
-)
-def test_every_method(run, two_halves, method):
+# One of each kind: through encodings, over checkpoints, by a system for each query.
+@pytest.mark.parametrize("method", ["arnoldi", "tracin", "lissa"])
+def test_every_kind_of_method(run, two_halves, method):
     directory = run(method=method, test_ids="3,8", corruption=0.1)
     results = json.loads((directory / "influences.json").read_text())
     assert results["settings"]["method"] == method
@@ -52,7 +51,7 @@ def test_every_method(run, two_halves, method):
         scores = [example["score"] for example in opponents]
         assert scores == sorted(scores)
         assert all(0 <= example["id"] < 40 for example in proponents + opponents)
-    if method in ("tracin", "gradient_dot"):
+    if method == "tracin":
         # A wrong label in a half that the query shares is what argues most against it.
         worst = first["opponents"][0]
         assert worst["is_mislabeled"] and worst["label"] != first["true_label"]

@@ -77,7 +77,7 @@ def test_every_stage(run, capsys):
     assert settings["num_train_examples"] == 40 and settings["num_mislabeled"] == 4
     assert settings["train_accuracy"] == pytest.approx(0.9) and settings["test_accuracy"] == 1
     assert settings["checkpoint_report"]["count"] == 4
-    assert settings["rank"] == ["2", "3"] and settings["num_hessian_examples"] == 24
+    assert settings["rank"] == [2, 3] and settings["num_hessian_examples"] == 24
     assert settings["seed"] == 0 and settings["corruption"] == 0.1
     assert set(settings["versions"]) == {"keras", "keras_influence", "tensorflow"}
     assert settings["matmul_gflops"] > 0 and settings["failures"] == {}

@@ -85,9 +85,9 @@ def test_perfect_curve_is_left_out_where_the_shares_differ():
 
 def test_many_curves_have_styles_of_their_own():
     curve = mislabel_retrieval([2.0, 1.0], [1, 0])
-    figure = retrieval_curves({f"method {i}": curve for i in range(20)})
-    lines = figure.axes[0].lines[:20]
-    assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 20
+    figure = retrieval_curves({f"method {i}": curve for i in range(40)})
+    lines = figure.axes[0].lines[:40]
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 40
 
 
 def test_image_sheet_marks_and_captions():
@@ -134,9 +134,9 @@ def test_influence_sheet_names_ids_labels_and_scores():
         "thick frame: relabeled",
         "query",
         "proponents: removing one raises the query's loss",
-        "#4  +3.0e-04\nautomobile",
+        "#4  +3.0e-04\nlabel automobile",
     ]
-    assert captions.count("#1  -2.0e-04\nautomobile") == 1
+    assert captions.count("#1  -2.0e-04\nlabel automobile") == 1
     assert "test #8: truck\npredicted ship" in captions
     # Examples 0 and 5 are marked; each is drawn once as a proponent and once as an opponent.
     assert sum(frames(figure)) == 4
