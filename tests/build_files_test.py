@@ -17,6 +17,7 @@ SCRIPT_FOLDERS = ("tests", "examples")
 
 # Each floor may use those before it. The last is `keras_influence/__init__.py`.
 FLOORS = (
+    "_backend",
     "linalg",
     "gradients",
     "data",

@@ -103,49 +103,54 @@ class LiSSA(DirectionMethod):
     def _recursion(self, gradients: tf.Tensor, random: np.random.Generator) -> tf.Tensor:
         assert self._train is not None
         size = min(self.hessian_batch_size, len(self._train.ids))
-        start_norms = tf.norm(gradients, axis=1)
+        start_norms = np.linalg.norm(gradients, axis=1)
         solution = gradients
+        quotients = [0.0]
         progress = self._progress("recursion", self.depth)
         for step in range(1, self.depth + 1):
             rows = random.choice(len(self._train.ids), size, replace=False)
             examples = tf.nest.map_structure(tf.convert_to_tensor, self._train.take(rows))
             products = [self.maps.curvature(examples, row) for row in tf.unstack(solution)]
             curved = tf.stack(products) / size + self.damping * solution
-            self._check_growth(step, solution, curved, start_norms)
+            squares = tf.reduce_sum(solution * solution, axis=1)
+            quotients += (tf.reduce_sum(solution * curved, axis=1) / squares).numpy().tolist()
             solution = gradients + solution - curved / self.scale_factor
+            self._check_growth(step, np.linalg.norm(solution, axis=1), start_norms, quotients)
             progress.add(1)
-        self._check_growth(self.depth + 1, solution, None, start_norms)
         progress.close()
         return solution / self.scale_factor
 
     def _check_growth(
-        self, step: int, solution: tf.Tensor, curved: tf.Tensor | None, start_norms: tf.Tensor
+        self, step: int, norms: np.ndarray, start_norms: np.ndarray, quotients: list[float]
     ) -> None:
         """Stops a recursion whose terms have grown beyond any that converges.
 
         Where all eigenvalues of I - (H + damping I)/scale lie in [-1, 1], each step adds at most
-        |g|: after j of them |h| is at most (j + 1) |g|. A tenth more allows for rounding.
+        |g|: after j of them |h| is at most (j + 1) |g|. A tenth more allows for rounding. The
+        Rayleigh quotients h'(H + damping I)h / h'h that were met on the way tell the reason, since
+        a growing h turns to the eigenvector that makes it grow.
         """
-        norms = tf.norm(solution, axis=1).numpy()
-        bounds = 1.1 * step * start_norms.numpy()
-        worst = int(np.argmax(np.where(bounds > 0, norms / np.maximum(bounds, 1e-38), 0.0)))
-        if np.isfinite(norms).all() and norms[worst] <= bounds[worst]:
+        if (norms <= 1.1 * (step + 1) * start_norms).all():  # False for NaN too.
             return
-        advice = "Use a larger `scale_factor`."
-        if curved is not None and np.isfinite(norms[worst]) and norms[worst] > 0:
-            # The grown vector points along the eigenvector that grows fastest.
-            quotient = float(tf.reduce_sum(solution[worst] * curved[worst])) / norms[worst] ** 2
-            advice = f"Along it the damped curvature is {quotient:.4g}. " + (
-                f"Use a `scale_factor` above {quotient / 2:.4g}, better {1.2 * quotient:.4g}."
-                if quotient > 0
-                else f"It is negative: the weights are no minimum. Use a `damping` of at least "
-                f"{self.damping - quotient:.4g}."
+        growth = np.max(np.divide(norms, start_norms, where=start_norms > 0, out=0 * norms))
+        met = [quotient for quotient in quotients if np.isfinite(quotient)]
+        largest, smallest = max(met), min(met)
+        if largest > self.scale_factor:
+            advice = (
+                f"A batch had a damped curvature of {largest:.4g}. Use a `scale_factor` above "
+                f"{largest / 2:.4g}, better {1.2 * largest:.4g}."
             )
+        elif smallest < 0:
+            advice = (
+                f"A batch had a damped curvature of {smallest:.4g}, which is negative: the weights "
+                f"are no minimum. Use a `damping` of at least {self.damping - smallest:.4g}."
+            )
+        else:
+            advice = f"Use a `scale_factor` above {2 * self.scale_factor:.4g}, or larger batches."
         raise FloatingPointError(
-            f"LiSSA diverges: at step {step - 1} of {self.depth} the estimate is "
-            f"{norms[worst] / max(float(start_norms[worst]), 1e-38):.3g} times as long as the "
-            f"gradient (damping={self.damping:g}, scale_factor={self.scale_factor:g}, "
-            f"hessian_batch_size={self.hessian_batch_size}). {advice}"
+            f"LiSSA diverges: after step {step} of {self.depth} the estimate is {growth:.3g} times "
+            f"as long as the gradient (damping={self.damping:g}, scale_factor="
+            f"{self.scale_factor:g}, hessian_batch_size={self.hessian_batch_size}). {advice}"
         )
 
     def _report(self) -> Iterator[str]:
