@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Entries of the basis that are orthogonalised together, small enough to be read from memory once for
+# Entries of the basis that are orthogonalised together, few enough to be read from memory once for
 # a subtraction and the next inner products: 8 MB in float32.
 _BLOCK = 2**21
 
