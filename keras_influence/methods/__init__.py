@@ -1,7 +1,9 @@
 """Attribution methods, one to a file."""
 
 from keras_influence.methods.arnoldi import Arnoldi
-from keras_influence.methods.base import DirectionMethod, EncodingMethod, InfluenceMethod
+from keras_influence.methods.base import InfluenceMethod
+from keras_influence.methods.direction import DirectionMethod
+from keras_influence.methods.encoding import EncodingMethod
 from keras_influence.methods.gradient_dot import GradientDot
 from keras_influence.methods.lissa import LiSSA
 from keras_influence.methods.random_projection import RandomProjection

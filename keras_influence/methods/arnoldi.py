@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_influence import data, distribution
 from keras_influence.linalg import Eigenbasis, arnoldi, distill
-from keras_influence.methods.base import EncodingMethod
+from keras_influence.methods.encoding import EncodingMethod
 
 NEGATIVE_EIGENVALUES = ("drop", "keep", "absolute")
 

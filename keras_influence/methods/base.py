@@ -1,7 +1,6 @@
 """The contract of a method that scores training examples against queries."""
 
 import abc
-import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +14,9 @@ from absl import logging
 from keras_influence import checkpoints, data, distribution, storage
 from keras_influence.gradients import LossMaps
 from keras_influence.gradients.parameters import Variables
+from keras_influence.methods.progress import Progress
 
 SCALES = ("loss", "raw")
-# Bytes of query directions held at once.
-_DIRECTION_BYTES = 512 * 2**20
-_MAX_DIRECTIONS = 256
 
 
 class InfluenceMethod(abc.ABC):
@@ -301,105 +298,9 @@ class InfluenceMethod(abc.ABC):
             if len(bad):
                 self._raise_bad_example(batch, int(bad[0]), "loss")
 
-    def _direction_blocks(
-        self, queries: Any, what: str = "gradient"
-    ) -> Iterator[tuple[data.Batch, tf.Tensor]]:
-        """Gradients of the queries, [b, p], as many at a time as memory should hold."""
-        data.check_order(queries)
-        parameters = self.maps.parameters
-        row_bytes = parameters.size * parameters.dtype.size
-        rows = int(np.clip(_DIRECTION_BYTES // row_bytes, 1, _MAX_DIRECTIONS))
-        for batch in data.batches(queries, rows):
-            gradients = self.maps.example_gradients(batch.examples)
-            self._check_finite(gradients, batch, what)
-            yield batch, gradients[: batch.num_examples]
-
-    def _progress(self, what: str, target: int | None = None) -> "_Progress":
+    def _progress(self, what: str, target: int | None = None) -> Progress:
         show = sys.stdout.isatty() if self.verbose == "auto" else bool(self.verbose)
-        return _Progress(f"{type(self).__name__}: {what}", target, show)
-
-
-class DirectionMethod(InfluenceMethod):
-    """A method that turns a query's gradient into a direction, and projects training examples.
-
-    scores = factor * <grad l(x), direction(grad l(z))>, one pass over the training set for each
-    block of queries.
-    """
-
-    def scores(self, queries: Any, train: Any) -> np.ndarray:
-        self._check_ready()
-        return self._direction_scores(queries, train)
-
-    def _direction_scores(self, queries: Any, train: Any) -> np.ndarray:
-        factor = self._per_train()
-        rows = []
-        for batch, gradients in self._direction_blocks(queries):
-            project = functools.partial(
-                self.maps.project, directions=self._directions(gradients, batch)
-            )
-            rows.append(self._gather(project, train, "projection").T)
-        return (np.concatenate(rows) * factor).astype(np.float32)
-
-    @abc.abstractmethod
-    def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
-        """Query gradients [b, p] -> directions [b, p]."""
-
-
-class EncodingMethod(InfluenceMethod):
-    """A method that encodes an example in a few numbers, whose weighted products are the scores.
-
-    score(z, x) = factor * sum_j metric_j e_j(z) e_j(x), with e(x) = (<grad l(x), u_j>)_j for the
-    method's directions u_j.
-    """
-
-    @property
-    @abc.abstractmethod
-    def directions(self) -> tf.Tensor:
-        """u, [rank, p]."""
-
-    @property
-    @abc.abstractmethod
-    def metric(self) -> np.ndarray:
-        """Weights of the coordinates' products, float64 [rank]."""
-
-    def encode(self, dataset: Any) -> np.ndarray:
-        """<grad l(x), u_j> of every example: [N, rank], float32 (float64 for a float64 model)."""
-        self._check_ready()
-        directions = self.directions
-        return self._gather(
-            lambda examples: self.maps.project(examples, directions), dataset, "encoding"
-        )
-
-    def scores(self, queries: Any, train: Any) -> np.ndarray:
-        self._check_ready()
-        weights = self.metric * self._per_train()
-        return ((self.encode(queries) * weights) @ self.encode(train).T).astype(np.float32)
-
-    def self_influence(self, dataset: Any) -> np.ndarray:
-        self._check_ready()
-        self._per_train()  # Complains now, and not after the pass over the data.
-        return self.self_influence_of(self.encode(dataset))
-
-    def self_influence_of(self, encoded: np.ndarray) -> np.ndarray:
-        """Self-influence from encodings [N, rank]: float32 [N]."""
-        weights = self.metric * self._per_train()
-        return (np.square(encoded, dtype=np.float64) @ weights).astype(np.float32)
-
-
-class _Progress:
-    """A Keras progress bar, or nothing."""
-
-    def __init__(self, what: str, target: int | None, show: bool):
-        self._bar = keras.utils.Progbar(target, unit_name=what) if show else None
-
-    def add(self, count: int) -> None:
-        if self._bar is not None:
-            self._bar.add(count)
-
-    def close(self) -> None:
-        if self._bar is not None and self._bar.target is None:
-            self._bar.target = self._bar._seen_so_far
-            self._bar.update(self._bar.target, finalize=True)
+        return Progress(f"{type(self).__name__}: {what}", target, show)
 
 
 def _short(value: Any) -> str:

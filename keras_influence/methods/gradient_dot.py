@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data
-from keras_influence.methods.base import DirectionMethod
+from keras_influence.methods.direction import DirectionMethod
 
 SIMILARITIES = ("dot", "cosine")
 
@@ -60,7 +60,7 @@ class GradientDot(DirectionMethod):
     def _squared_norms(self, dataset: Any) -> np.ndarray:
         return self._gather(self.maps.squared_norms, dataset, "gradient norm")
 
-    def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
+    def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
         return gradients
 
     def _report(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data
-from keras_influence.methods.base import DirectionMethod
+from keras_influence.methods.direction import DirectionMethod
 
 
 class LiSSA(DirectionMethod):
@@ -88,12 +88,12 @@ class LiSSA(DirectionMethod):
     def self_influence(self, dataset: Any) -> np.ndarray:
         self._check_ready()
         rows = [
-            tf.reduce_sum(gradients * self._directions(gradients, batch), axis=1).numpy()
-            for batch, gradients in self._direction_blocks(dataset)
+            tf.reduce_sum(gradients * self._directions(gradients), axis=1).numpy()
+            for gradients in self._gradient_blocks(dataset)
         ]
         return (np.concatenate(rows) * self._per_train()).astype(np.float32)
 
-    def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
+    def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
         runs = [
             self._recursion(gradients, np.random.default_rng([self.seed, repeat]))
             for repeat in range(self.num_repeats)

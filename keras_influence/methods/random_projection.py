@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data
-from keras_influence.methods.base import EncodingMethod
+from keras_influence.methods.encoding import EncodingMethod
 
 
 class RandomProjection(EncodingMethod):

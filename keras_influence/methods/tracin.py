@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_influence import checkpoints as run_checkpoints
 from keras_influence import data
-from keras_influence.methods.base import DirectionMethod
+from keras_influence.methods.direction import DirectionMethod
 
 
 class TracIn(DirectionMethod):
@@ -80,7 +80,7 @@ class TracIn(DirectionMethod):
                 total = total + checkpoint.learning_rate * at_checkpoint().astype(np.float64)
         return total.astype(np.float32)
 
-    def _directions(self, gradients: tf.Tensor, batch: data.Batch) -> tf.Tensor:
+    def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
         return gradients
 
     def _report(self) -> Iterator[str]:
