@@ -30,7 +30,7 @@ COMMON = {
     "checkpoints": "1,10",
     "score_batch_size": 500,
 }
-# Arnoldi's Hessian is that of 1,000 examples for the large model, whose products cost seconds.
+# Arnoldi's Hessian is that of some of the examples: a product costs 8 network passes of each.
 # LiSSA solves a system for each example, and scores a random sample.
 MODELS = {
     "large_cnn": {
@@ -43,6 +43,7 @@ MODELS = {
     "small_cnn": {
         "methods": "arnoldi,random_projection,tracin,gradient_dot",
         "learning_rate": 0.05,
+        "num_hessian_examples": 2_000,
     },
 }
 
