@@ -93,6 +93,14 @@ def counts(holder: flags.FlagHolder[list[str]]) -> list[int]:
     return sorted(int(value) for value in holder.value)
 
 
+def checkpoint_counts() -> list[int]:
+    """The values of --checkpoints; by default no more than the run's epochs, one of each."""
+    chosen = counts(CHECKPOINTS)
+    if CHECKPOINTS.present:
+        return chosen
+    return sorted({min(count, EPOCHS.value) for count in chosen})
+
+
 def as_settings(program: str) -> dict[str, Any]:
     """Every flag of a program and its value, for the record.
 
@@ -100,4 +108,4 @@ def as_settings(program: str) -> dict[str, Any]:
         program: Name of the module whose key flags these are; `sys.argv[0]` for the main one.
     """
     settings = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(program)}
-    return settings | {RANK.name: counts(RANK), CHECKPOINTS.name: counts(CHECKPOINTS)}
+    return settings | {RANK.name: counts(RANK), CHECKPOINTS.name: checkpoint_counts()}

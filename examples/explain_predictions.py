@@ -142,7 +142,7 @@ def main(argv: Sequence[str]) -> None:
     dataset, model_name = common_flags.DATASET.value, common_flags.MODEL.value
     name, seed = _METHOD.value, common_flags.SEED.value
     rank = common_flags.counts(common_flags.RANK)[-1]
-    num_checkpoints = common_flags.counts(common_flags.CHECKPOINTS)[-1]
+    num_checkpoints = common_flags.checkpoint_counts()[-1]
     data = image_data.load(dataset, common_flags.DATA_DIR.value, common_flags.NUM_TRAIN.value)
     labels, is_mislabeled = image_data.corrupt_labels(
         data.train_labels, common_flags.CORRUPTION.value, data.num_classes, seed

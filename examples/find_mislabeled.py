@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Only flags are taken. Received: {argv[1:]}.")
     names = list(dict.fromkeys(_METHODS.value))
-    counts = common_flags.counts(common_flags.CHECKPOINTS)
+    counts = common_flags.checkpoint_counts()
     sheet_by = _SHEET_BY.value or names[0]
     if sheet_by not in (*names, "loss"):
         raise app.UsageError(f"--sheet_by must be `loss` or among --methods. Received: {sheet_by}.")

@@ -122,6 +122,15 @@ def test_settings_that_cannot_work_are_refused_before_training(run, changes, mes
         run(**changes)
 
 
+def test_the_default_checkpoints_are_no_more_than_the_epochs(small_program, run_program, tmp_path):
+    settings = {name: value for name, value in SETTINGS.items() if name != "checkpoints"}
+    settings |= {"epochs": 2, "methods": "tracin", "output_dir": tmp_path / "run"}
+    run_program(find_mislabeled, **settings)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["settings"]["checkpoints"] == [1, 2]
+    assert [row["checkpoints"] for row in results["rows"]] == [1, 2, None, None]
+
+
 def test_arguments_are_refused():
     with pytest.raises(app.UsageError, match="digits"):
         find_mislabeled.main(["find_mislabeled", "digits"])
