@@ -148,7 +148,7 @@ class RunDirectory:
             session = "none"
         if session != self.run.session:
             raise RuntimeError(
-                f"{self.path} does not hold the record of this call of fit any more: another one has "
+                f"{self.path} does not hold the record of this `fit` any more: another one has "
                 f"begun to record there, or {RUN_FILE} was replaced or removed. Expected session "
                 f"{self.run.session}, found {session}. Give every run a directory of its own."
             )
