@@ -67,11 +67,15 @@ def _setting(results: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def mislabeled(dataset: str, model: str) -> str:
-    """AUC and AP of self-influence for replaced labels, by method, over the seeds that were run."""
-    results = read_results(f"mislabeled-{dataset}-{model}-")
+def mislabeled(name: str) -> str:
+    """AUC and AP of self-influence for replaced labels, by method, over the seeds that were run.
+
+    Args:
+        name: of `benchmarks.mislabeled.SETTINGS`.
+    """
+    results = read_results(f"mislabeled-{name}-")
     if not results:
-        raise FileNotFoundError(f"No result of {dataset} and {model} in {RESULTS}.")
+        raise FileNotFoundError(f"No result of {name} in {RESULTS}.")
     lines = [
         f"{_setting(results)}:",
         "",
@@ -109,10 +113,11 @@ def arnoldi_overhead() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "mnist-large_cnn": lambda: mislabeled("mnist", "large_cnn"),
-    "fashion_mnist-large_cnn": lambda: mislabeled("fashion_mnist", "large_cnn"),
-    "mnist-small_cnn": lambda: mislabeled("mnist", "small_cnn"),
-    "fashion_mnist-small_cnn": lambda: mislabeled("fashion_mnist", "small_cnn"),
+    "mnist-large_cnn": lambda: mislabeled("mnist-large_cnn"),
+    "fashion_mnist-large_cnn": lambda: mislabeled("fashion_mnist-large_cnn"),
+    "mnist-small_cnn": lambda: mislabeled("mnist-small_cnn"),
+    "fashion_mnist-small_cnn": lambda: mislabeled("fashion_mnist-small_cnn"),
+    "digits-large_cnn": lambda: mislabeled("digits-large_cnn"),
     "arnoldi-overhead": arnoldi_overhead,
 }
 

@@ -45,7 +45,7 @@ def test_a_table_shows_means_and_ranges_over_seeds(tmp_path, monkeypatch):
         (tmp_path / f"mislabeled-digits-mlp-{seed}.json").write_text(
             json.dumps({"settings": settings, "rows": [row]})
         )
-    lines = tables.mislabeled("digits", "mlp").splitlines()
+    lines = tables.mislabeled("digits-mlp").splitlines()
     assert lines[0].startswith("digits, mlp (1,234 parameters), 100 training images, 10 labels")
     assert "seeds 0, 1" in lines[0]
     assert lines[-1] == (
@@ -56,5 +56,5 @@ def test_a_table_shows_means_and_ranges_over_seeds(tmp_path, monkeypatch):
 
 def test_a_table_without_results_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"No result of mnist and large_cnn"):
+    with pytest.raises(FileNotFoundError, match=r"No result of mnist-large_cnn"):
         tables.render("<!-- table: mnist-large_cnn -->\nold\n<!-- end of table -->\n")

@@ -18,12 +18,12 @@ def vectors(num=32, width=3, classes=2, seed=0, dtype="float32"):
     return random.standard_normal((num, width)).astype(dtype), random.integers(0, classes, num)
 
 
-def conv_model(size=6, classes=3):
+def image_model(size=6, classes=3):
     model = keras.Sequential(
         [
             keras.Input((size, size, 1)),
-            keras.layers.Conv2D(4, 3, activation="tanh"),
             keras.layers.Flatten(),
+            keras.layers.Dense(4, "tanh"),
             keras.layers.Dense(classes),
         ]
     )

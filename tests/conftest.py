@@ -10,4 +10,4 @@ import pytest
 def _same_random_numbers_in_every_test():
     keras.utils.set_random_seed(0)
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)

@@ -7,7 +7,7 @@ from tests import cases
 
 
 def _scorer(k=3, **kwargs):
-    model = cases.conv_model()
+    model = cases.image_model()
     train = cases.images(24)
     arnoldi = ki.Arnoldi(model, rank=4, num_iterations=12, **kwargs).fit(train)
     return model, train, arnoldi, ki.InfluenceScorer(arnoldi, k=k).index(train)
@@ -61,7 +61,7 @@ def test_self_influence_of_the_index_and_of_other_data():
 
 
 def test_before_index():
-    model = cases.conv_model()
+    model = cases.image_model()
     arnoldi = ki.Arnoldi(model, 2, 4).fit(cases.images())
     scorer = ki.InfluenceScorer(arnoldi)
     for call in (lambda: scorer(cases.images()), scorer.self_influence):
@@ -75,7 +75,7 @@ def test_before_index():
 
 
 def test_arguments():
-    model = cases.conv_model()
+    model = cases.image_model()
     with pytest.raises(TypeError, match=r"Received: GradientDot; for it, use top_influences"):
         ki.InfluenceScorer(ki.GradientDot(model))
     arnoldi = ki.Arnoldi(model, 2, 4).fit(cases.images())
@@ -136,7 +136,7 @@ def test_an_index_of_another_model_is_refused(tmp_path):
 
 
 def test_an_index_of_random_projections_knows_its_weights(tmp_path):
-    model = cases.conv_model()
+    model = cases.image_model()
     train = cases.images(24)
     method = ki.RandomProjection(model, 4, seed=2).fit(train)
     ki.InfluenceScorer(method, k=2).index(train).save(tmp_path / "scorer")

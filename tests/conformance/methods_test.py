@@ -34,7 +34,7 @@ def golden(request, tmp_path):
 
 def test_shapes_types_and_self_influence(golden):
     train, queries = cases.images(), cases.images(3, seed=5)
-    method = golden(cases.conv_model()).fit(train)
+    method = golden(cases.image_model()).fit(train)
     scores = method.scores(queries, train)
     assert scores.shape == (3, 24) and scores.dtype == np.float32
     own = method.self_influence(train)
@@ -46,7 +46,7 @@ def test_shapes_types_and_self_influence(golden):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_batches_change_nothing(golden, batch_size, tmp_path):
-    model = cases.conv_model()
+    model = cases.image_model()
     train, queries = cases.images(), cases.images(3, seed=5)
     whole = golden(model, batch_size=24).fit(train)
     dataset = tf.data.Dataset.from_tensor_slices(train).batch(batch_size)
@@ -59,7 +59,7 @@ def test_batches_change_nothing(golden, batch_size, tmp_path):
 
 
 def test_save_and_load_give_the_same_bits(golden, tmp_path):
-    model = cases.conv_model()
+    model = cases.image_model()
     train, queries = cases.images(), cases.images(3, seed=5)
     method = golden(model, scale="raw", variables=model.layers[-1].trainable_variables).fit(train)
     method.save(tmp_path / "method")
@@ -78,7 +78,7 @@ def test_save_and_load_give_the_same_bits(golden, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_bits(golden):
-    model = cases.conv_model()
+    model = cases.image_model()
     train = cases.images()
     first = golden(model).fit(train)
     again = type(first).from_config(first.get_config(), model).fit(train)
@@ -90,7 +90,7 @@ def test_a_duplicate_argues_for_and_a_wrong_label_against(golden):
     # gradient points the opposite way.
     x, y = cases.images(24, classes=2)
     x[11], y[11] = x[5], 1 - y[5]
-    model = cases.conv_model(classes=2)
+    model = cases.image_model(classes=2)
     model.optimizer.learning_rate = 0.05
     model.fit(x, y, epochs=3, verbose=0)
     method = golden(model).fit((x, y))
@@ -103,7 +103,7 @@ def test_a_duplicate_argues_for_and_a_wrong_label_against(golden):
 
 
 def test_one_example_and_none(golden):
-    model = cases.conv_model()
+    model = cases.image_model()
     x, y = cases.images()
     method = golden(model).fit((x, y))
     np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_one_example_and_none(golden):
 
 
 def test_a_bad_example_is_named(golden):
-    model = cases.conv_model()
+    model = cases.image_model()
     x, y = cases.images()
     method = golden(model).fit((x, y))
     nan = x.copy()
@@ -130,7 +130,7 @@ def test_a_bad_example_is_named(golden):
 
 def test_an_order_that_changes_is_refused(golden):
     train = cases.images()
-    method = golden(cases.conv_model()).fit(train)
+    method = golden(cases.image_model()).fit(train)
     shuffled = tf.data.Dataset.from_tensor_slices(train).shuffle(24, seed=1).batch(8)
     with pytest.raises(ValueError, match=r"gives other examples each time"):
         method.self_influence(shuffled)
@@ -142,7 +142,7 @@ def test_models_that_are_not_ready(golden, tmp_path):
     unbuilt = keras.Sequential([keras.layers.Dense(2)])
     unbuilt.compile("sgd", "mse")
     uncompiled = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    cls = type(golden(cases.conv_model()))
+    cls = type(golden(cases.image_model()))
     extra = {"checkpoints": []} if cls is ki.TracIn else {}
     with pytest.raises(ValueError, match=r"is not built: it has no weights yet"):
         cls(unbuilt, **extra)
@@ -151,12 +151,12 @@ def test_models_that_are_not_ready(golden, tmp_path):
 
 
 def test_summary_names_the_method_and_its_parameters(golden, capsys):
-    method = golden(cases.conv_model())
+    method = golden(cases.image_model())
     method.summary()
     assert "not fitted" in capsys.readouterr().out
     lines = []
     method.fit(cases.images()).summary(lines.append)
     assert lines[0] == f"{type(method).__name__} of model 'sequential'"
-    # Conv2D(4, 3): 36 + 4; Dense(64 -> 3): 192 + 3.
-    assert lines[1] == "  parameters: 235 of 235 trainable, in 4 variables"
+    # Dense(36 -> 4): 144 + 4; Dense(4 -> 3): 12 + 3.
+    assert lines[1] == "  parameters: 163 of 163 trainable, in 4 variables"
     assert lines[2].startswith("  fitted on 24 training examples, in ")

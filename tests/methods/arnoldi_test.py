@@ -96,7 +96,7 @@ def test_negative_eigenvalues(capsys):
 
 
 def test_a_subset_is_the_same_at_every_product_and_seed():
-    model = cases.conv_model()
+    model = cases.image_model()
     train = cases.images(24)
     values = [
         ki.Arnoldi(model, 2, 6, num_examples=7, seed=seed, batch_size=4).fit(train).eigenbasis[0]
@@ -126,7 +126,7 @@ def test_scale_of_the_loss_only_scales():
 
 
 def test_bad_arguments():
-    model = cases.conv_model()
+    model = cases.image_model()
     with pytest.raises(ValueError, match=r"between 1 and `num_iterations`=4.*Received: rank=5"):
         ki.Arnoldi(model, rank=5, num_iterations=4)
     with pytest.raises(ValueError, match=r"`negative_eigenvalues` must be one of.*'ignore'"):
@@ -140,7 +140,7 @@ def test_bad_arguments():
 
 
 def test_changed_weights_are_noticed():
-    model = cases.conv_model()
+    model = cases.image_model()
     train = cases.images()
     arnoldi = ki.Arnoldi(model, 2, 4).fit(train)
     before = arnoldi.scores(train, train)
