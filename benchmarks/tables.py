@@ -112,12 +112,29 @@ def arnoldi_overhead() -> str:
     )
 
 
+def loss_and_gradient() -> str:
+    """The squared gradient of the last layer, taken apart."""
+    (result,) = read_results("loss-and-gradient")
+    names = {
+        "loss": "the loss, -log p_y",
+        "outputs": "|p - y|^2",
+        "activations": "|a|^2",
+        "last_kernel": "|p - y|^2 |a|^2: squared gradient of the last kernel",
+    }
+    lines = ["| score | AUC, % | AP, % |", "| --- | --- | --- |"]
+    for key, name in names.items():
+        row = result["rows"][key]
+        lines.append(f"| {name} | {100 * row['auc']:.1f} | {100 * row['average_precision']:.1f} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "mnist-large_cnn": lambda: mislabeled("mnist-large_cnn"),
     "fashion_mnist-large_cnn": lambda: mislabeled("fashion_mnist-large_cnn"),
     "mnist-small_cnn": lambda: mislabeled("mnist-small_cnn"),
     "fashion_mnist-small_cnn": lambda: mislabeled("fashion_mnist-small_cnn"),
     "digits-large_cnn": lambda: mislabeled("digits-large_cnn"),
+    "loss-and-gradient": loss_and_gradient,
     "arnoldi-overhead": arnoldi_overhead,
 }
 
