@@ -62,7 +62,7 @@ def _setting(results: Sequence[dict[str, Any]]) -> str:
     return (
         f"{first['dataset']}, {first['model']} ({first['num_parameters']:,} parameters), "
         f"{first['num_train_examples']:,} training images, {first['num_mislabeled']:,} labels "
-        f"replaced, {first['epochs']} epochs; test accuracy {accuracy}%; seeds {seeds}; "
+        f"replaced, {first['epochs']} epochs; test accuracy {accuracy}%; seed{'s' * (len(settings) > 1)} {seeds}; "
         f"{rates} GFLOP/s in matrix products"
     )
 
