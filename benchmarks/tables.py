@@ -35,6 +35,8 @@ _NAMES = {
 def read_results(prefix: str) -> list[dict[str, Any]]:
     """The results whose file name begins with `prefix`, in the order of their names."""
     files = sorted(RESULTS.glob(f"{prefix}*.json"))
+    if not files:
+        raise FileNotFoundError(f"There is no result {prefix}*.json in {RESULTS}.")
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
@@ -44,6 +46,15 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
     if len(values) == 1:
         return mean
     return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _percent(rows: Sequence[dict[str, Any]], key: str) -> str:
+    """A measure over seeds; of one seed, with its bootstrap interval over the examples."""
+    values = [100 * row[key] for row in rows]
+    if len(rows) > 1 or rows[0]["method"] == "chance":
+        return _spread(values)
+    low, high = (100 * end for end in rows[0][f"{key}_interval"])
+    return f"{values[0]:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _method(row: dict[str, Any]) -> str:
@@ -56,13 +67,13 @@ def _method(row: dict[str, Any]) -> str:
 def _setting(results: Sequence[dict[str, Any]]) -> str:
     settings = [result["settings"] for result in results]
     first = settings[0]
-    seeds = ", ".join(str(each["seed"]) for each in settings)
+    seeds = f"seed{'s' * (len(settings) > 1)} " + ", ".join(str(e["seed"]) for e in settings)
     rates = _spread([each["matmul_gflops"] for each in settings], 0)
     accuracy = _spread([100 * each["test_accuracy"] for each in settings])
     return (
         f"{first['dataset']}, {first['model']} ({first['num_parameters']:,} parameters), "
         f"{first['num_train_examples']:,} training images, {first['num_mislabeled']:,} labels "
-        f"replaced, {first['epochs']} epochs; test accuracy {accuracy}%; seed{'s' * (len(settings) > 1)} {seeds}; "
+        f"replaced, {first['epochs']} epochs; test accuracy {accuracy}%; {seeds}; "
         f"{rates} GFLOP/s in matrix products"
     )
 
@@ -74,8 +85,6 @@ def mislabeled(name: str) -> str:
         name: of `benchmarks.mislabeled.SETTINGS`.
     """
     results = read_results(f"mislabeled-{name}-")
-    if not results:
-        raise FileNotFoundError(f"No result of {name} in {RESULTS}.")
     lines = [
         f"{_setting(results)}:",
         "",
@@ -93,8 +102,7 @@ def mislabeled(name: str) -> str:
             name += f", on {scored} images drawn at random"
         fit = statistics.median(row["fit_seconds"] for row in found)
         each = statistics.median(row["seconds_per_example"] for row in found)
-        auc = _spread([100 * row["auc"] for row in found])
-        precision = _spread([100 * row["average_precision"] for row in found])
+        auc, precision = _percent(found, "auc"), _percent(found, "average_precision")
         lines.append(f"| {name} | {fit:.1f} | {1000 * each:.2f} | {auc} | {precision} |")
     return "\n".join(lines)
 

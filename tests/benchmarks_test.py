@@ -29,7 +29,9 @@ def test_a_table_shows_means_and_ranges_over_seeds(tmp_path, monkeypatch):
             "seconds_per_example": 0.004,
             "num_scored": 50,
             "auc": auc,
+            "auc_interval": [0.8, 0.95],
             "average_precision": 0.5,
+            "average_precision_interval": [0.4, 0.6],
         }
         settings = {
             "dataset": "digits",
@@ -53,8 +55,14 @@ def test_a_table_shows_means_and_ranges_over_seeds(tmp_path, monkeypatch):
         "| 50.0 (50.0 to 50.0) |"
     )
 
+    (tmp_path / "mislabeled-digits-mlp-1.json").unlink()
+    assert tables.mislabeled("digits-mlp").splitlines()[-1] == (
+        "| `Arnoldi`, rank 10, on 50 images drawn at random | 2.0 | 4.00 | 90.0 (80.0 to 95.0) "
+        "| 50.0 (40.0 to 60.0) |"
+    )
+
 
 def test_a_table_without_results_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"No result of mnist-large_cnn"):
+    with pytest.raises(FileNotFoundError, match=r"no result mislabeled-mnist-large_cnn"):
         tables.render("<!-- table: mnist-large_cnn -->\nold\n<!-- end of table -->\n")
