@@ -41,11 +41,11 @@ def read_results(prefix: str) -> list[dict[str, Any]]:
 
 
 def _spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean, and the range where there are several."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    """Mean, and the range where they differ."""
+    mean, low, high = (
+        f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values))
+    )
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def _percent(rows: Sequence[dict[str, Any]], key: str) -> str:
@@ -125,9 +125,9 @@ def loss_and_gradient() -> str:
     (result,) = read_results("loss-and-gradient")
     names = {
         "loss": "the loss, -log p_y",
-        "outputs": "|p - y|^2",
-        "activations": "|a|^2",
-        "last_kernel": "|p - y|^2 |a|^2: squared gradient of the last kernel",
+        "outputs": "‖p - y‖²",
+        "activations": "‖a‖²",
+        "last_kernel": "‖p - y‖² ‖a‖²: squared gradient of the last kernel",
     }
     lines = ["| score | AUC, % | AP, % |", "| --- | --- | --- |"]
     for key, name in names.items():
