@@ -156,7 +156,7 @@ class InfluenceScorer(keras.layers.Layer):
             ]
         )
         with tf.control_dependencies([tf.debugging.Assert(unchanged, [_CHANGED])]):
-            encoded = self.method.maps.project(examples, tf.identity(self._directions))
+            encoded = self.method.maps.project(examples, self._directions)
         scores = tf.matmul(tf.cast(encoded, tf.float32), self._weighted, transpose_b=True)
         return top_influences(scores, self.k)
 
