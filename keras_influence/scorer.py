@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_influence import checkpoints, storage
+from keras_influence import checkpoints, data, storage
 from keras_influence.methods import EncodingMethod, InfluenceMethod
 
 # Weights of each variable that a call compares with those of the index: optimizer steps change
@@ -83,6 +83,8 @@ class InfluenceScorer(keras.layers.Layer):
     Raises:
         ValueError: a call before `index`; weights changed since `index` (an
             `InvalidArgumentError` inside a `tf.function`).
+        FloatingPointError: a query whose loss is not finite, such as one with a label of no class
+            (inside a `tf.function` its scores are NaN).
 
     Example:
 
@@ -127,9 +129,17 @@ class InfluenceScorer(keras.layers.Layer):
         self._weighted = tf.constant(weighted.astype(np.float32))
         self._directions = method.directions
         self._weights_fingerprint = checkpoints.weights_fingerprint(method.model)
+        # All of the model's weights, not only those that are attributed through: scores depend on
+        # them all. The states of random generators are integers, and change by themselves.
+        self._values = [
+            variable.value
+            for variable in method.model.variables
+            if tf.as_dtype(variable.dtype).is_floating
+        ]
+        sizes = [int(np.prod(value.shape)) for value in self._values]
         self._spots = [
             tf.constant(np.linspace(0, size - 1, min(size, _SPOT_CHECK)).astype(np.int64))
-            for size in method.maps.parameters.sizes
+            for size in sizes
         ]
         self._spot_values = self._read_spots()
         self._call = tf.function(self._top, reduce_retracing=True)
@@ -142,11 +152,15 @@ class InfluenceScorer(keras.layers.Layer):
         if not tf.executing_eagerly():
             return self._top(examples)
         try:
-            return self._call(examples)
+            top = self._call(examples)
         except tf.errors.InvalidArgumentError as error:
             if _CHANGED in str(error):
                 raise ValueError(self._changed()) from None
             raise
+        rows = np.arange(top.proponents.scores.shape[0])
+        queries = data.Batch(examples, np.ones(len(rows), np.float32), rows)
+        self.method._check_finite(top.proponents.scores, queries, "score")
+        return top
 
     def _top(self, examples: tuple[Any, ...]) -> Influences:
         unchanged = tf.reduce_all(
@@ -163,7 +177,7 @@ class InfluenceScorer(keras.layers.Layer):
     def _read_spots(self) -> list[tf.Tensor]:
         return [
             tf.gather(tf.reshape(value, [-1]), spots)
-            for value, spots in zip(self.method.maps.parameters.values, self._spots, strict=True)
+            for value, spots in zip(self._values, self._spots, strict=True)
         ]
 
     def _changed(self) -> str:

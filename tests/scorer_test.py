@@ -143,3 +143,22 @@ def test_an_index_of_random_projections_knows_its_weights(tmp_path):
     model.fit(*train, verbose=0)
     with pytest.raises(ValueError, match=r"made with other weights than"):
         ki.load(tmp_path / "scorer", model)
+
+
+def test_weights_outside_of_the_attributed_ones_count_too():
+    model = cases.image_model()
+    train = cases.images(24)
+    method = ki.Arnoldi(model, 2, 4, variables=model.layers[-1].trainable_variables).fit(train)
+    scorer = ki.InfluenceScorer(method, k=2).index(train)
+    scorer(train)
+    first = model.trainable_variables[0]
+    first.assign(first + 0.1)
+    with pytest.raises(ValueError, match=r"are not those of the index"):
+        scorer(train)
+
+
+def test_a_query_without_a_finite_loss_is_named():
+    _, train, _, scorer = _scorer()
+    x, y = train
+    with pytest.raises(FloatingPointError, match=r"score of example 4 is not finite.* its label 3"):
+        scorer((x, np.where(np.arange(24) == 4, 3, y)))
