@@ -207,9 +207,6 @@ class InfluenceScorer(keras.layers.Layer):
             )
         self.method.summary(emit)
 
-    def get_config(self) -> dict[str, Any]:
-        return {"k": self.k, "method": self.method.get_config()}
-
     def save(self, path: str) -> None:
         """Writes method and index into the new directory `path`; `load` brings them back.
 
