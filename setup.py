@@ -11,6 +11,8 @@ EXAMPLES = [
 ]
 
 TEST = [
+    "hypothesis>=6.100",
+    "keras-hub>=0.32",
     "matplotlib>=3.8",
     # Held to one minor version each: a newer formatter or checker may disagree with this tree.
     "mypy==2.4.*",

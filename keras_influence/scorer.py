@@ -127,7 +127,7 @@ class InfluenceScorer(keras.layers.Layer):
         weighted = encodings * (method.metric * method._per_train())
         self.encodings = encodings
         self._weighted = tf.constant(weighted.astype(np.float32))
-        self._directions = method.directions
+        self._projectors = list(method._query_projectors())
         self._weights_fingerprint = checkpoints.weights_fingerprint(method.model)
         # All of the model's weights, not only those that are attributed through: scores depend on
         # them all. The states of random generators are integers, and change by themselves.
@@ -142,7 +142,7 @@ class InfluenceScorer(keras.layers.Layer):
             for size in sizes
         ]
         self._spot_values = self._read_spots()
-        self._call = tf.function(self._top, reduce_retracing=True)
+        self._call = tf.function(self._top, autograph=False)
         self.built = True
 
     def call(self, inputs: tuple[Any, ...]) -> Influences:
@@ -151,13 +151,15 @@ class InfluenceScorer(keras.layers.Layer):
         examples = tuple(element for element in inputs if element is not None)
         if not tf.executing_eagerly():
             return self._top(examples)
+        count = len(tf.nest.flatten(examples)[0])
         try:
-            top = self._call(examples)
+            top = self._call(_padded(examples, count))
         except tf.errors.InvalidArgumentError as error:
             if _CHANGED in str(error):
                 raise ValueError(self._changed()) from None
             raise
-        rows = np.arange(top.proponents.scores.shape[0])
+        top = tf.nest.map_structure(lambda tensor: tensor[:count], top)
+        rows = np.arange(count)
         queries = data.Batch(examples, np.ones(len(rows), np.float32), rows)
         self.method._check_finite(top.proponents.scores, queries, "score")
         return top
@@ -170,7 +172,7 @@ class InfluenceScorer(keras.layers.Layer):
             ]
         )
         with tf.control_dependencies([tf.debugging.Assert(unchanged, [_CHANGED])]):
-            encoded = self.method.maps.project(examples, self._directions)
+            encoded = tf.concat([project(examples) for project in self._projectors], axis=1)
         scores = tf.matmul(tf.cast(encoded, tf.float32), self._weighted, transpose_b=True)
         return top_influences(scores, self.k)
 
@@ -232,6 +234,14 @@ class InfluenceScorer(keras.layers.Layer):
                 "index": self.encodings,
             },
         )
+
+
+def _padded(examples: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """As many rows as the next power of two: few graphs serve any number of queries."""
+    if count == 0:
+        return examples
+    rows = np.minimum(np.arange(1 << (count - 1).bit_length()), count - 1)
+    return tf.nest.map_structure(lambda array: tf.gather(array, rows), examples)
 
 
 def load(path: str, model: keras.Model) -> InfluenceMethod | InfluenceScorer:

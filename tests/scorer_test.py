@@ -39,7 +39,7 @@ def test_it_works_inside_a_function_and_on_any_number_of_queries():
     for rows in (1, 5, 6):
         inside, outside = call(x[:rows], y[:rows]), scorer((x[:rows], y[:rows]))
         np.testing.assert_array_equal(inside.proponents.ids, outside.proponents.ids)
-        np.testing.assert_allclose(inside.opponents.scores, outside.opponents.scores, rtol=1e-6)
+        np.testing.assert_allclose(inside.opponents.scores, outside.opponents.scores, rtol=1e-5)
     np.testing.assert_array_equal(scorer((x, y, None)).opponents.ids, outside.opponents.ids)
 
 

@@ -1,7 +1,25 @@
 """One model and one batch: per-example losses, and the linear maps of their gradients."""
 
+from keras_influence.gradients.calls import LayerCall
+from keras_influence.gradients.factors import Contraction, Explicit, Outer, Rows
 from keras_influence.gradients.losses import PerExampleLoss
 from keras_influence.gradients.maps import LossMaps
 from keras_influence.gradients.parameters import ParameterVector, select_variables
+from keras_influence.gradients.projector import Projector
+from keras_influence.gradients.rules import register_rule
+from keras_influence.gradients.rules.elementwise import elementwise
 
-__all__ = ["LossMaps", "ParameterVector", "PerExampleLoss", "select_variables"]
+__all__ = [
+    "Contraction",
+    "Explicit",
+    "LayerCall",
+    "LossMaps",
+    "Outer",
+    "ParameterVector",
+    "PerExampleLoss",
+    "Projector",
+    "Rows",
+    "elementwise",
+    "register_rule",
+    "select_variables",
+]

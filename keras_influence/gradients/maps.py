@@ -9,28 +9,34 @@ With l_i the loss of example i at the model's current parameters:
 The model runs with `training=False`. Vectors are flat; see `ParameterVector`.
 """
 
-import contextlib
 import functools
-import logging as std_logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 from absl import logging
 
+from keras_influence.gradients.coverage import (
+    LAYER_FALLBACK,
+    NETWORK_FALLBACK,
+    Coverage,
+)
+from keras_influence.gradients.factors import CONTRACTIONS, Contraction
+from keras_influence.gradients.linearization import (
+    Directions,
+    Linearization,
+    linearize,
+    prepare,
+)
 from keras_influence.gradients.losses import PerExampleLoss
 from keras_influence.gradients.moments import twice_differentiable_moments
 from keras_influence.gradients.parameters import ParameterVector, Variables, select_variables
+from keras_influence.gradients.separation import check_separate
+from keras_influence.gradients.survey import survey
 
-FORWARD_OVER_REVERSE = "forward over reverse"
-REVERSE_OVER_REVERSE = "reverse over reverse"
-
-# A direction in forward mode costs about two forward passes of the network; the gradient of each
-# example by itself, six to ten once for all directions, which is cheaper beyond this many.
-_MAX_FORWARD_DIRECTIONS = 3
-# Bytes of per-example gradients held at once.
-_GRADIENT_BYTES = 256 * 2**20
+# Share of the parameters that forward mode may serve without a warning.
+_SLOW_SHARE = 0.03
 
 
 class LossMaps:
@@ -44,12 +50,10 @@ class LossMaps:
         loss: as in `model.compile`; defaults to the compiled loss.
         variables: the variables to differentiate by, or a predicate; see `select_variables`.
         sequence_reduction: `"mean"` or `"sum"` of the tokens' losses; see `PerExampleLoss`.
+        contraction: how per-example gradients are multiplied: memory, order, precision.
 
     Attributes:
         parameters: the `ParameterVector`.
-        curvature_mode: how `curvature` differentiates: "forward over reverse", or "reverse over
-            reverse" where forward mode cannot go (a recurrent layer's loop); `None` before the
-            first call.
     """
 
     def __init__(
@@ -58,19 +62,28 @@ class LossMaps:
         loss: Any = None,
         variables: Variables = None,
         sequence_reduction: str = "mean",
+        contraction: Contraction | None = None,
     ):
         self.model = model
         self.parameters = ParameterVector(select_variables(model, variables))
         self.loss = PerExampleLoss(model, loss, sequence_reduction)
-        self.curvature_mode: str | None = None
-        self._forward_project = True
-        self._vectorize: bool | None = None
+        self.contraction = contraction or Contraction()
+        if self.contraction.order not in CONTRACTIONS or self.contraction.budget <= 0:
+            raise ValueError(
+                f"A contraction's `order` must be one of {CONTRACTIONS}, and its `budget` above "
+                f"zero. Received: {self.contraction}."
+            )
+        self._coverages: dict[str, Coverage] = {}
+        self._warned = False
         self.losses = _compiled(self._losses)
         self.gradient = _compiled(self._gradient)
         self.project = _compiled(self._project)
         self.curvature = _compiled(self._curvature)
+        self.forward_curvature = _compiled(self._forward_curvature)
         self.squared_norms = _compiled(self._squared_norms)
         self.example_gradients = _compiled(self._example_gradients)
+        self.gradient_directions = _compiled(self._gradient_directions)
+        self.forward_project = _compiled(self._forward_project)
 
     def _losses(self, batch: Any) -> tf.Tensor:
         """(x, y[, sample_weight]) -> l_i [batch]."""
@@ -104,30 +117,22 @@ class LossMaps:
     def _curvature(
         self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """sum_i weights_i Hessian(l_i) vector, [p], vector [p]."""
-        if self.curvature_mode != REVERSE_OVER_REVERSE:
-            try:
-                product = self._forward_over_reverse(batch, vector, weights)
-                self.curvature_mode = FORWARD_OVER_REVERSE
-                return product
-            except Exception as error:
-                # Whatever stopped forward mode, reverse mode is tried; if the fault was the user's
-                # (a wrong shape, a wrong loss), it shows there again, and is raised.
-                reason = error
-        product = self._reverse_over_reverse(batch, vector, weights)
-        if self.curvature_mode is None:
-            logging.warning(
-                "Forward mode cannot pass through %r (%s); curvature products run reverse over "
-                "reverse. A recurrent layer with `unroll=True` would run in forward mode.",
-                self.model.name,
-                type(reason).__name__,
-            )
-        self.curvature_mode = REVERSE_OVER_REVERSE
-        return product
+        """sum_i weights_i Hessian(l_i) vector, [p], vector [p]: reverse over reverse."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.parameters.values)
+            gradient = self._gradient(batch, weights)
+            product = tf.reduce_sum(gradient * vector)
+        return self.parameters.flatten(tape.gradient(product, self.parameters.values))
 
-    def _forward_over_reverse(
-        self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None
+    def _forward_curvature(
+        self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tf.Tensor:
+        """`curvature`, forward over reverse: an independent way, to be compared with.
+
+        It is not the one in use: it is slower by up to a fifth, fails in a recurrent layer's loop,
+        and is silently wrong where Keras compiles an operation by itself (see
+        `graphs.is_plain`).
+        """
         tangents = self.parameters.unflatten(vector)
         with tf.autodiff.ForwardAccumulator(self.parameters.values, tangents) as accumulator:
             gradients = self._reverse(batch, weights)
@@ -135,34 +140,84 @@ class LossMaps:
             [None if g is None else accumulator.jvp(g) for g in gradients]
         )
 
-    def _reverse_over_reverse(
-        self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None
-    ) -> tf.Tensor:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(self.parameters.values)
-            gradient = self._gradient(batch, weights)
-            product = tf.reduce_sum(gradient * vector)
-        return self.parameters.flatten(tape.gradient(product, self.parameters.values))
+    def linearize(self, batch: Any) -> Linearization:
+        """One forward and one backward pass of a batch, with the factors of all its gradients.
 
-    def _project(self, batch: Any, directions: tf.Tensor) -> tf.Tensor:
-        """<grad l_i, directions_j>: [batch, k] of directions [k, p].
-
-        Exact by either of two routes, of which the cheaper is taken: forward mode over the
-        unreduced loss, a direction at a time; or each example's gradient by itself, some examples
-        at a time.
+        What `project`, `squared_norms` and the others are made of; for use in a `tf.function`.
         """
-        count = directions.shape[0]
-        if self._forward_project and count is not None and count <= _MAX_FORWARD_DIRECTIONS:
-            try:
-                return self._forward_projections(batch, directions)
-            except Exception as error:
-                logging.info("Forward mode: %s. Per-example gradients serve instead.", error)
-                self._forward_project = False
-        return self._over_examples(
-            batch, lambda gradients: tf.matmul(gradients, directions, transpose_b=True), [count]
+        return linearize(
+            self.coverage(batch), self.parameters, self._losses, batch, self.contraction
         )
 
-    def _forward_projections(self, batch: Any, directions: tf.Tensor) -> tf.Tensor:
+    def coverage(self, batch: Any) -> Coverage:
+        """Which layers' rules serve the variables, for batches like `batch`.
+
+        The first call for batches of a structure traces the model twice; nothing is run.
+        """
+        leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(batch)]
+        specifications = tf.nest.pack_sequence_as(
+            batch, [tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype) for leaf in leaves]
+        )
+        key = str(specifications)
+        if key not in self._coverages:
+            self._coverages[key] = survey(
+                self.model,
+                self.parameters.variables,
+                self._losses,
+                specifications,
+                self.parameters.dtype,
+            )
+            self._warn_of_fallbacks(self._coverages[key])
+        return self._coverages[key]
+
+    def check_separate(self, batch: Any) -> None:
+        """Raises where an example's loss depends on the others; see `separation`."""
+        check_separate(self.model, self._losses, batch)
+
+    @property
+    def known_coverage(self) -> Coverage | None:
+        """The last coverage that was asked for."""
+        return next(reversed(self._coverages.values()), None)
+
+    def _warn_of_fallbacks(self, coverage: Coverage) -> None:
+        # A variable may be served by a rule in one call and without one in another.
+        fallbacks = (LAYER_FALLBACK, NETWORK_FALLBACK)
+        slow = [row for row in coverage.served if any(each in row.rule for each in fallbacks)]
+        share = sum(row.parameters for row in slow) / self.parameters.size
+        if share <= _SLOW_SHARE or self._warned:
+            return
+        self._warned = True
+        largest = max(slow, key=lambda row: row.parameters)
+        logging.warning(
+            "%.0f%% of the parameters of %r have no rule, and are served by forward mode, which is "
+            "slow; the largest is %r (%s). `keras_influence.gradients.register_rule` declares one.",
+            100 * share,
+            self.model.name,
+            largest.variable,
+            largest.layer or "in no layer's call",
+        )
+
+    def prepare(self, directions: Any, batch: Any) -> Directions:
+        """Directions [k, p] laid out for `project`, once for all batches like `batch`."""
+        return self.lay_out(directions, self.coverage(batch))
+
+    def lay_out(self, directions: Any, coverage: Coverage) -> Directions:
+        """Directions [k, p] laid out for the batches of a coverage."""
+        directions = tf.convert_to_tensor(directions, self.parameters.dtype)
+        return prepare(coverage, self.parameters, directions, self.contraction)
+
+    def _project(self, batch: Any, directions: Any) -> tf.Tensor:
+        """<grad l_i, directions_j>: [batch, k] of directions [k, p], or of `Directions`."""
+        if not isinstance(directions, Directions):
+            directions = self.prepare(tf.cast(directions, self.parameters.dtype), batch)
+        return self.linearize(batch).project(directions)
+
+    def _forward_project(self, batch: Any, directions: tf.Tensor) -> tf.Tensor:
+        """`project` by forward mode through the whole network, a direction at a time.
+
+        What published implementations do. It is here to be compared with.
+        """
+
         def one_direction(vector: tf.Tensor) -> tf.Tensor:
             tangents = self.parameters.unflatten(vector)
             with tf.autodiff.ForwardAccumulator(self.parameters.values, tangents) as accumulator:
@@ -175,80 +230,32 @@ class LossMaps:
 
     def _squared_norms(self, batch: Any) -> tf.Tensor:
         """|grad l_i|^2, [batch]."""
-        return self._over_examples(batch, lambda g: tf.reduce_sum(g * g, axis=1), [])
+        return self.linearize(batch).squared_norms()
 
     def _example_gradients(self, batch: Any) -> tf.Tensor:
         """grad l_i of each example, [batch, p]. For few examples: it holds them all."""
-        return self._over_examples(batch, lambda gradients: gradients, [self.parameters.size])
-
-    def _over_examples(
-        self,
-        batch: Any,
-        function: Callable[[tf.Tensor], tf.Tensor],
-        row_shape: list[int | None],
-    ) -> tf.Tensor:
-        """`function` of per-example gradients [examples, p], over a few examples at a time."""
-        size = tf.shape(tf.nest.flatten(batch)[0])[0]
-        row_bytes = self.parameters.size * self.parameters.dtype.size
-        block = tf.clip_by_value(_GRADIENT_BYTES // row_bytes, 1, size)
-        num_blocks = (size + block - 1) // block
-        # The last block is filled up with copies of the last example, cut off again below.
-        rows = tf.reshape(
-            tf.minimum(tf.range(num_blocks * block), size - 1), tf.stack([num_blocks, block])
+        gradients = self.linearize(batch).gradients()
+        return tf.concat(
+            [
+                tf.reshape(gradient, [-1, size])
+                for gradient, size in zip(gradients, self.parameters.sizes, strict=True)
+            ],
+            axis=1,
         )
 
-        def one_block(indices: tf.Tensor) -> tf.Tensor:
-            examples = tf.nest.map_structure(lambda t: tf.gather(t, indices), batch)
-            return function(self._block_gradients(examples))
+    def _gradient_directions(self, batch: Any) -> Directions:
+        """The examples' gradients as directions, for products with those of other batches.
 
-        blocks = tf.map_fn(
-            one_block,
-            rows,
-            fn_output_signature=tf.TensorSpec([None, *row_shape], self.parameters.dtype),
-            parallel_iterations=1,
-        )
-        flat_shape = tf.concat([[-1], tf.shape(blocks)[2:]], axis=0)
-        return tf.ensure_shape(tf.reshape(blocks, flat_shape)[:size], [None, *row_shape])
-
-    def _block_gradients(self, examples: Any) -> tf.Tensor:
-        def one_example(example: Any) -> tf.Tensor:
-            return self._gradient(tf.nest.map_structure(lambda t: t[tf.newaxis], example))
-
-        if self._vectorize is None:
-            self._vectorize = not self._has_loop(examples)
-        if self._vectorize:
-            with _quiet_vectorized_map():
-                return tf.vectorized_map(one_example, examples)
-        specification = tf.TensorSpec([self.parameters.size], self.parameters.dtype)
-        return tf.map_fn(one_example, examples, fn_output_signature=specification)
-
-    def _has_loop(self, examples: Any) -> bool:
-        """Whether the model loops (a rolled recurrent layer): vectorized_map fails on its gradient
-        only when it runs."""
-        graph = tf.function(self._losses).get_concrete_function(examples).graph.as_graph_def()
-        nodes = [
-            *graph.node,
-            *(n for function in graph.library.function for n in function.node_def),
-        ]
-        return any(node.op in ("While", "StatelessWhile") for node in nodes)
+        Of a layer whose examples have one position each, a gradient is kept as the two vectors
+        whose outer product it is, and the product of two gradients is that of two small Gram
+        matrices.
+        """
+        return self.linearize(batch).as_directions()
 
 
 def _compiled(method: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    # Retracing is reduced, so that the batches of a scorer may have any size. A partial, because
-    # TensorFlow counts traces by code object, and would blame one LossMaps for those of another.
-    return tf.function(functools.partial(method), reduce_retracing=True)
-
-
-@contextlib.contextmanager
-def _quiet_vectorized_map() -> Iterator[None]:
-    """Drops TensorFlow's remark to its own developers about operations that it maps by a loop."""
-
-    def keep(record: std_logging.LogRecord) -> bool:
-        return "uses a while_loop" not in record.getMessage()
-
-    logger = std_logging.getLogger("tensorflow")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
+    # A graph for each batch size: with known sizes the contractions are planned better, and
+    # the same batch gives the same bits whatever came before it. A partial, because TensorFlow
+    # counts traces by code object, and would blame one LossMaps for those of another. Without
+    # autograph, as in Keras's own training step.
+    return tf.function(functools.partial(method), autograph=False)

@@ -148,9 +148,8 @@ class Arnoldi(EncodingMethod):
             self._raise_not_fitted()
         return self.eigenbasis
 
-    @property
-    def directions(self) -> tf.Tensor:
-        return tf.convert_to_tensor(self._fitted_basis().vectors)
+    def _direction_rows(self, start: int, stop: int) -> np.ndarray:
+        return self._fitted_basis().vectors[start:stop]
 
     @property
     def metric(self) -> np.ndarray:
@@ -189,8 +188,8 @@ class Arnoldi(EncodingMethod):
             f"negative eigenvalues: {int((values < 0).sum())}, {self.negative_mass:.1%} of the "
             f"magnitude ({self.negative_eigenvalues}); damping {self.damping:g}, l2 {self.l2:g}"
         )
-        if self.maps.curvature_mode is not None:
-            yield f"curvature: {self.maps.curvature_mode}; asymmetry of T {self.asymmetry:.1e}"
+        if self.asymmetry is not None:
+            yield f"asymmetry of T: {self.asymmetry:.1e}"
         if self.product_seconds is not None and self.fit_seconds:
             share = 1 - self.product_seconds / self.fit_seconds
             yield f"time outside of Hessian products: {share:.1%}"

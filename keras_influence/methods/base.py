@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from keras_influence import checkpoints, data, distribution, storage
-from keras_influence.gradients import LossMaps
+from keras_influence.gradients import Contraction, LossMaps
 from keras_influence.gradients.parameters import Variables
 from keras_influence.methods.progress import Progress
 
@@ -33,6 +33,10 @@ class InfluenceMethod(abc.ABC):
         sequence_reduction: `"mean"` or `"sum"` of a sequence's token losses.
         batch_size: examples computed together; defaults to the dataset's own batch size. It changes
             speed and memory, and no score beyond rounding.
+        memory_budget: bytes that directions in parameter space (eigenvectors, random directions,
+            gradients of queries) may take at once; what does not fit is done in several passes.
+        contraction: how per-example gradients are multiplied, and in which precision; see
+            `gradients.Contraction`.
         scale: `"loss"` divides by the number of training examples N, so that scores are changes of
             the loss; `"raw"` does not.
         verbose: 1 shows a progress bar, 0 none; `"auto"` shows one on a terminal.
@@ -54,14 +58,19 @@ class InfluenceMethod(abc.ABC):
         variables: Variables = None,
         sequence_reduction: str = "mean",
         batch_size: int | None = None,
+        memory_budget: float = 512 * 2**20,
+        contraction: Contraction | None = None,
         scale: str = "loss",
         verbose: int | str = "auto",
     ):
         if scale not in SCALES:
             raise ValueError(f"`scale` must be one of {SCALES}. Received: {scale!r}.")
         self.model = model
-        self.maps = LossMaps(model, loss, variables, sequence_reduction)
+        self.maps = LossMaps(model, loss, variables, sequence_reduction, contraction)
+        if memory_budget <= 0:
+            raise ValueError(f"`memory_budget` must be above zero. Received: {memory_budget}.")
         self.batch_size = batch_size
+        self.memory_budget = memory_budget
         self.scale = scale
         self.verbose = verbose
         self.num_train: int | None = None
@@ -89,10 +98,18 @@ class InfluenceMethod(abc.ABC):
             The method itself.
         """
         start = time.perf_counter()
+        # Before the long work: what will be slow is said now.
+        self._survey(dataset)
         self.num_train = self._fit(dataset)
         self.fit_seconds = time.perf_counter() - start
         self._fitted_weights = checkpoints.weights_fingerprint(self.model)
         return self
+
+    def _survey(self, dataset: Any) -> None:
+        """Refuses what has no per-example loss, and finds out which rules serve the layers."""
+        examples = next(data.batches(dataset, self.batch_size)).examples
+        self.maps.check_separate(examples)
+        self.maps.coverage(examples)
 
     @abc.abstractmethod
     def _fit(self, dataset: Any) -> int:
@@ -151,6 +168,24 @@ class InfluenceMethod(abc.ABC):
             emit(f"  fitted on {self.num_train:,} training examples{took}")
         for line in self._report():
             emit(f"  {line}")
+        for line in self._coverage_report():
+            emit(f"  {line}")
+
+    def _coverage_report(self) -> Iterator[str]:
+        coverage = self.maps.known_coverage
+        if coverage is None:
+            yield "layers: known after `fit`"
+            return
+        yield "parameters by the rule that serves them:"
+        for rule, share in coverage.shares().items():
+            yield f"  {share:6.1%}  {rule}"
+        yield "layers:"
+        layers: dict[tuple[str, str], int] = {}
+        for row in coverage.served:
+            layers[row.layer, row.rule] = layers.get((row.layer, row.rule), 0) + row.parameters
+        width = max(len(layer) for layer, _ in layers)
+        for (layer, rule), parameters in layers.items():
+            yield f"  {layer or '-':{width}}  {parameters:>12,}  {rule}"
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, but for the model, as JSON values."""
@@ -160,6 +195,8 @@ class InfluenceMethod(abc.ABC):
             "variables": [i for i, v in enumerate(self.model.variables) if id(v) in mine],
             "sequence_reduction": self.maps.loss.sequence_reduction,
             "batch_size": self.batch_size,
+            "memory_budget": self.memory_budget,
+            "contraction": self.maps.contraction.get_config(),
             "scale": self.scale,
             "verbose": self.verbose,
         }
@@ -173,6 +210,8 @@ class InfluenceMethod(abc.ABC):
         config = dict(config)
         if config.get("variables") is not None:
             config["variables"] = [model.variables[i] for i in config["variables"]]
+        if isinstance(config.get("contraction"), dict):
+            config["contraction"] = Contraction.from_config(config["contraction"])
         if isinstance(config.get("loss"), dict):
             config["loss"] = keras.losses.deserialize(config["loss"])
         return cls(model, **config)
@@ -246,6 +285,9 @@ class InfluenceMethod(abc.ABC):
                 "fitted on: the model was trained or loaded since. Fit again, or put the weights "
                 "back."
             )
+
+    def _rows_in_budget(self, row_bytes: int) -> int:
+        return int(max(self.memory_budget // row_bytes, 1))
 
     def _per_train(self) -> float:
         """1/N, or 1 where scores are raw."""

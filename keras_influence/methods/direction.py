@@ -1,19 +1,14 @@
 """Methods that score through directions in parameter space."""
 
 import abc
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_influence import data
+from keras_influence.gradients import Projector
 from keras_influence.methods.base import InfluenceMethod
-
-# Bytes of query directions held at once.
-_DIRECTION_BYTES = 512 * 2**20
-_MAX_DIRECTIONS = 256
 
 
 class DirectionMethod(InfluenceMethod):
@@ -30,22 +25,29 @@ class DirectionMethod(InfluenceMethod):
     def _direction_scores(self, queries: Any, train: Any) -> np.ndarray:
         factor = self._per_train()
         rows = []
-        for gradients in self._gradient_blocks(queries):
-            project = functools.partial(self.maps.project, directions=self._directions(gradients))
-            rows.append(self._gather(project, train, "projection").T)
+        for projector, count in self._projectors(queries):
+            rows.append(self._gather(projector, train, "projection").T[:count])
         return (np.concatenate(rows) * factor).astype(np.float32)
 
-    def _gradient_blocks(self, queries: Any) -> Iterator[tf.Tensor]:
-        """Gradients of the queries, [b, p], as many at a time as memory should hold."""
+    @abc.abstractmethod
+    def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
+        """The queries' directions, some at a time, and how many of them are no padding."""
+
+    def _query_batches(self, queries: Any) -> Iterator[data.Batch]:
+        """The queries, as many at a time as the memory budget holds gradients."""
         data.check_order(queries)
         parameters = self.maps.parameters
-        row_bytes = parameters.size * parameters.dtype.size
-        rows = int(np.clip(_DIRECTION_BYTES // row_bytes, 1, _MAX_DIRECTIONS))
-        for batch in data.batches(queries, rows):
-            gradients = self.maps.example_gradients(batch.examples)
-            self._check_finite(gradients, batch, "gradient")
-            yield gradients[: batch.num_examples]
+        return data.batches(queries, self._rows_in_budget(parameters.size * parameters.dtype.size))
 
-    @abc.abstractmethod
-    def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
-        """Query gradients [b, p] -> directions [b, p]."""
+
+class GradientMethod(DirectionMethod):
+    """A method whose directions are the queries' gradients themselves."""
+
+    def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
+        for batch in self._query_batches(queries):
+            norms = self.maps.squared_norms(batch.examples)
+            self._check_finite(norms, batch, "gradient")
+            yield Projector.of_gradients(self.maps, batch.examples), batch.num_examples
+
+    def _squared_norms(self, dataset: Any) -> np.ndarray:
+        return self._gather(self.maps.squared_norms, dataset, "gradient norm")

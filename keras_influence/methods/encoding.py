@@ -1,11 +1,13 @@
 """Methods that score through short encodings of examples."""
 
 import abc
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
+from keras_influence.gradients import Projector
 from keras_influence.methods.base import InfluenceMethod
 
 
@@ -16,23 +18,38 @@ class EncodingMethod(InfluenceMethod):
     method's directions u_j.
     """
 
-    @property
+    rank: int
+
     @abc.abstractmethod
-    def directions(self) -> tf.Tensor:
-        """u, [rank, p]."""
+    def _direction_rows(self, start: int, stop: int) -> Any:
+        """u_j for start <= j < stop, [stop - start, p]."""
+
+    def _projectors(self, keep: bool = True) -> Iterator[Projector]:
+        """Of all directions, as many at a time as the memory budget holds."""
+        parameters = self.maps.parameters
+        rows = self._rows_in_budget(parameters.size * parameters.dtype.size)
+        # Blocks of one size, so that one graph serves nearly all.
+        rows = -(-self.rank // -(-self.rank // rows))
+        for start in range(0, self.rank, rows):
+            stop = min(start + rows, self.rank)
+            yield Projector(
+                self.maps, functools.partial(self._direction_rows, start, stop), keep=keep
+            )
 
     @property
     @abc.abstractmethod
     def metric(self) -> np.ndarray:
         """Weights of the coordinates' products, float64 [rank]."""
 
+    def _query_projectors(self) -> Iterator[Projector]:
+        """For queries that come a few at a time: what is laid out once serves all of them."""
+        return self._projectors()
+
     def encode(self, dataset: Any) -> np.ndarray:
         """<grad l(x), u_j> of every example: [N, rank], float32 (float64 for a float64 model)."""
         self._check_ready()
-        directions = self.directions
-        return self._gather(
-            lambda examples: self.maps.project(examples, directions), dataset, "encoding"
-        )
+        blocks = [self._gather(each, dataset, "encoding") for each in self._projectors()]
+        return np.concatenate(blocks, axis=1)
 
     def scores(self, queries: Any, train: Any) -> np.ndarray:
         self._check_ready()

@@ -5,15 +5,14 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_influence import data
-from keras_influence.methods.direction import DirectionMethod
+from keras_influence.methods.direction import GradientMethod
 
 SIMILARITIES = ("dot", "cosine")
 
 
-class GradientDot(DirectionMethod):
+class GradientDot(GradientMethod):
     """Products, or cosines, of the gradients of two examples at the current weights.
 
     Influence with the identity in place of the inverse Hessian: TracIn at one checkpoint and
@@ -56,12 +55,6 @@ class GradientDot(DirectionMethod):
         if self.similarity == "cosine":
             return (norms > 0).astype(np.float32)
         return (norms * factor).astype(np.float32)
-
-    def _squared_norms(self, dataset: Any) -> np.ndarray:
-        return self._gather(self.maps.squared_norms, dataset, "gradient norm")
-
-    def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
-        return gradients
 
     def _report(self) -> Iterator[str]:
         yield f"similarity: {self.similarity}"

@@ -1,5 +1,6 @@
 """Inverse-Hessian products by a stochastic recursion."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data
+from keras_influence.gradients import Projector
 from keras_influence.methods.direction import DirectionMethod
 
 
@@ -93,6 +95,18 @@ class LiSSA(DirectionMethod):
         ]
         return (np.concatenate(rows) * self._per_train()).astype(np.float32)
 
+    def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
+        for gradients in self._gradient_blocks(queries):
+            directions = self._directions(gradients)
+            yield Projector(self.maps, functools.partial(tf.identity, directions)), len(directions)
+
+    def _gradient_blocks(self, queries: Any) -> Iterator[tf.Tensor]:
+        """Gradients of the queries, [b, p]."""
+        for batch in self._query_batches(queries):
+            gradients = self.maps.example_gradients(batch.examples)
+            self._check_finite(gradients, batch, "gradient")
+            yield gradients[: batch.num_examples]
+
     def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
         runs = [
             self._recursion(gradients, np.random.default_rng([self.seed, repeat]))
@@ -161,8 +175,6 @@ class LiSSA(DirectionMethod):
         )
         half = self.scale_factor * (1 - 0.5 ** (1 / (self.depth + 1))) - self.damping
         yield f"solved by half or more along eigenvalues of at least {max(half, 0.0):.3g}"
-        if self.maps.curvature_mode is not None:
-            yield f"curvature: {self.maps.curvature_mode}"
 
     def get_config(self) -> dict[str, Any]:
         return {

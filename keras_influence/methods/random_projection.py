@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data
+from keras_influence.gradients import Projector
 from keras_influence.methods.encoding import EncodingMethod
 
 
@@ -17,7 +18,8 @@ class RandomProjection(EncodingMethod):
     With directions of independent entries of variance 1/rank, the product of two encodings has the
     gradients' product as its expectation (Johnson and Lindenstrauss), with a standard deviation of
     about sqrt(2/rank) of a squared norm. No curvature: the baseline that `Arnoldi` must beat at the
-    same rank. `fit` only counts the training examples.
+    same rank. `fit` only counts the training examples. The directions are drawn as they are needed,
+    no more at a time than `memory_budget` holds; each such block is a pass over the data.
 
     Args:
         model: a built Keras model, trained.
@@ -36,15 +38,20 @@ class RandomProjection(EncodingMethod):
     def _fit(self, dataset: Any) -> int:
         return data.count(dataset)
 
-    @property
-    def directions(self) -> tf.Tensor:
+    def _direction_rows(self, start: int, stop: int) -> tf.Tensor:
         parameters = self.maps.parameters
-        # A seed for each row, so that row j is the same vector at every rank, up to its scale.
+        # A seed for each row, so that row j is the same vector at every rank, up to its scale, and
+        # whichever rows are drawn together.
         rows = [
             tf.random.stateless_normal([parameters.size], [self.seed, row], dtype=parameters.dtype)
-            for row in range(self.rank)
+            for row in range(start, stop)
         ]
         return tf.stack(rows) / self.rank**0.5
+
+    def _query_projectors(self) -> Iterator[Projector]:
+        # What does not fit into memory at once is drawn anew for each call.
+        several = len(list(self._projectors())) > 1
+        return self._projectors(keep=not several)
 
     @property
     def metric(self) -> np.ndarray:

@@ -6,14 +6,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_influence import checkpoints as run_checkpoints
 from keras_influence import data
-from keras_influence.methods.direction import DirectionMethod
+from keras_influence.methods.direction import GradientMethod
 
 
-class TracIn(DirectionMethod):
+class TracIn(GradientMethod):
     """TracIn over the checkpoints that `callbacks.TracInCheckpoint` wrote (Pruthi et al., 2020).
 
         I(z, x) = sum_k eta_k <grad l(z; theta_k), grad l(x; theta_k)>,
@@ -68,9 +67,7 @@ class TracIn(DirectionMethod):
         return self._sum_over_checkpoints(lambda: self._direction_scores(queries, train))
 
     def self_influence(self, dataset: Any) -> np.ndarray:
-        return self._sum_over_checkpoints(
-            lambda: self._gather(self.maps.squared_norms, dataset, "gradient norm")
-        )
+        return self._sum_over_checkpoints(lambda: self._squared_norms(dataset))
 
     def _sum_over_checkpoints(self, at_checkpoint: Any) -> np.ndarray:
         total: Any = 0.0
@@ -79,9 +76,6 @@ class TracIn(DirectionMethod):
                 run_checkpoints.load_weights(self.model, checkpoint)
                 total = total + checkpoint.learning_rate * at_checkpoint().astype(np.float64)
         return total.astype(np.float32)
-
-    def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
-        return gradients
 
     def _report(self) -> Iterator[str]:
         for checkpoint in self.checkpoints:

@@ -140,11 +140,15 @@ def test_random_projection_is_the_gram_of_encodings_and_unbiased():
     train, queries = _problem()
     g, q = _gradients(train, weights), _gradients(queries, weights)
     one = ki.RandomProjection(model, 4, seed=3).fit(train)
-    np.testing.assert_allclose(one.encode(train), g @ one.directions.numpy().T, rtol=1e-5)
+    np.testing.assert_allclose(
+        one.encode(train), g @ one._direction_rows(0, 4).numpy().T, rtol=1e-5
+    )
     np.testing.assert_allclose(
         one.scores(queries, train), one.encode(queries) @ one.encode(train).T / 6, rtol=1e-4
     )
-    np.testing.assert_array_equal(one.directions, ki.RandomProjection(model, 4, seed=3).directions)
+    np.testing.assert_array_equal(
+        one._direction_rows(1, 3), ki.RandomProjection(model, 4, seed=3)._direction_rows(0, 4)[1:3]
+    )
     # Var(<Rq, Rg>) = (|q|^2 |g|^2 + <q, g>^2) / rank <= 2 |q|^2 |g|^2 / rank: at rank 10,000, four
     # standard deviations are 0.057 |q| |g|.
     many = ki.RandomProjection(model, 10_000, scale="raw")
@@ -216,3 +220,51 @@ def test_bad_arguments():
         ki.LiSSA(model, scale_factor=0.0)
     with pytest.raises(ValueError, match=r"not fitted"):
         ki.LiSSA(model).scores(*_problem())
+
+
+def test_random_directions_are_drawn_within_the_budget():
+    model = cases.image_model()
+    x, y = cases.images(5)
+    size = model.count_params()
+    whole = ki.RandomProjection(model, 7, seed=1).fit((x, y))
+    # Three rows of float32 at a time: blocks of 3, 3 and 1.
+    parts = ki.RandomProjection(model, 7, seed=1, memory_budget=3 * 4 * size + 1).fit((x, y))
+    drawn = []
+    rows = parts._direction_rows
+    parts._direction_rows = lambda start, stop: drawn.append((start, stop)) or rows(start, stop)
+    np.testing.assert_allclose(parts.encode((x, y)), whole.encode((x, y)), rtol=1e-5, atol=1e-6)
+    assert drawn == [(0, 3), (3, 6), (6, 7)]
+    found = [ki.InfluenceScorer(method, k=2).index((x, y)) for method in (whole, parts)]
+    drawn.clear()
+    tops = [scorer((x[:2], y[:2])) for scorer in found]
+    np.testing.assert_array_equal(tops[0].proponents.ids, tops[1].proponents.ids)
+    np.testing.assert_allclose(tops[0].proponents.scores, tops[1].proponents.scores, rtol=1e-4)
+    assert drawn == [(0, 3), (3, 6), (6, 7)]
+    with pytest.raises(ValueError, match="`memory_budget` must be above zero"):
+        ki.RandomProjection(model, 7, memory_budget=0)
+
+
+def test_queries_that_exceed_the_budget_pass_in_blocks():
+    model = cases.image_model()
+    x, y = cases.images(7)
+    size = model.count_params()
+    whole = ki.GradientDot(model).fit((x, y))
+    parts = ki.GradientDot(model, memory_budget=2 * 4 * size).fit((x, y))
+    np.testing.assert_allclose(
+        parts.scores((x, y), (x, y)), whole.scores((x, y), (x, y)), rtol=1e-4, atol=1e-7
+    )
+
+
+def test_the_summary_says_which_rule_serves_which_layer():
+    model = cases.image_model()  # Flatten, Dense(36 x 4), Dense(4 x 3).
+    lines = []
+    method = ki.GradientDot(model)
+    method.summary(lines.append)
+    assert lines[-1] == "  layers: known after `fit`"
+    lines.clear()
+    method.fit(cases.images(4)).summary(lines.append)
+    text = "\n".join(lines)
+    assert "100.0%  dense" in text
+    first, last = (layer.name for layer in model.layers if layer.weights)
+    assert lines[-2].split() == [first, "148", "dense"]
+    assert lines[-1].split() == [last, "15", "dense"]
