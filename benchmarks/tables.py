@@ -1,7 +1,7 @@
-"""Writes the README's tables from benchmarks/results, so that none can drift from its run.
+"""Writes the pages' tables from benchmarks/results, so that none can drift from its run.
 
-python benchmarks/tables.py          rewrites the tables in README.md
-python benchmarks/tables.py --check  fails when README.md does not hold them as they should be
+python benchmarks/tables.py          rewrites the tables in README.md and docs/*.md
+python benchmarks/tables.py --check  fails when these do not hold them as they should be
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end of table -->`.
 """
@@ -17,9 +17,9 @@ from absl import app, flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
-_CHECK = flags.DEFINE_bool("check", False, "Compare README.md, and write nothing.")
+_CHECK = flags.DEFINE_bool("check", False, "Compare the pages, and write nothing.")
 
 _NAMES = {
     "arnoldi": "`Arnoldi`",
@@ -136,6 +136,124 @@ def loss_and_gradient() -> str:
     return "\n".join(lines)
 
 
+def _of_models(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def projection() -> str:
+    """Rates and memory of per-example projections by three routes."""
+    results = sorted(
+        read_results("projection-"), key=lambda each: each["rows"][0]["num_parameters"]
+    )
+    rows = [row for result in results for row in result["rows"]]
+    settings = results[0]["settings"]
+    routes = ("engine", "forward", "vectorised")
+    sizes = _of_models({row["model"]: str(row["batch_size"]) for row in rows})
+    rates = [row["matmul_gflops"][1] for row in rows]
+    lines = [
+        f"Batches: {sizes}; medians of {settings['repeats']} turns, a ratio with its quartiles; "
+        f"seed {settings['seed']}; {_spread(rates, 0)} GFLOP/s in matrix products:",
+        "",
+        "| model (parameters) | directions | engine, examples/s | forward mode, examples/s "
+        "| vectorised, examples/s | engine / forward mode | engine's share of the matrix-product "
+        "rate, % | extra memory of the three, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        speeds = [row["routes"][route]["examples_per_second"][1] for route in routes]
+        memory = [row["routes"][route]["extra_memory_mb"] for route in routes]
+        low, ratio, high = row["ratio_to_forward"]
+        cells = [
+            f"{row['model']} ({row['num_parameters']:,})",
+            str(row["rank"]),
+            *(f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}" for speed in speeds),
+            f"{ratio:.1f} ({low:.1f} to {high:.1f})",
+            f"{100 * row['share_of_matmul_rate'][1]:.0f}",
+            ", ".join(f"{each:,.0f}" for each in memory),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    norms = _of_models(
+        {
+            result["norms"]["model"]: f"{result['norms']['norms_over_gradient'][1]:.1f}"
+            for result in results
+        }
+    )
+    lines += ["", f"All squared norms of a batch, in times of its one gradient: {norms}."]
+    for rough in (result["bfloat16"] for result in results if "bfloat16" in result):
+        lines[-1] += (
+            f" Contracting in bfloat16 ({rough['model']}, {rough['rank']} directions): "
+            f"{rough['gain'][1]:.2f} times the rate, and errors of up to "
+            f"{rough['difference']:.1e} of the largest entry."
+        )
+    return "\n".join(lines)
+
+
+def curvature() -> str:
+    """A Hessian-vector product in times of a gradient, by either order of differentiation."""
+    (result,) = read_results("curvature")
+    settings = result["settings"]
+    rates = [row["matmul_gflops"][1] for row in result["rows"]]
+    lines = [
+        f"Medians of {settings['repeats']} turns, with their quartiles; seed {settings['seed']}; "
+        f"{_spread(rates, 0)} GFLOP/s in matrix products:",
+        "",
+        "| model (parameters), batch | gradient, ms | forward over reverse / gradient "
+        "| reverse over reverse / gradient | largest difference |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        orders = [
+            f"{median:.2f} ({low:.2f} to {high:.2f})"
+            for low, median, high in (
+                row["over_gradient"][order]
+                for order in ("forward over reverse", "reverse over reverse")
+            )
+        ]
+        cells = [
+            f"{row['model']} ({row['num_parameters']:,}), {row['batch_size']}",
+            f"{1000 * row['seconds']['gradient'][1]:.1f}",
+            *orders,
+            f"{row['difference']:.1e}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def index() -> str:
+    """How long an index takes."""
+    (result,) = read_results("index")
+    seconds = result["index_seconds"]
+    return (
+        f"{result['num_images']:,} images of {result['dataset']}, {result['model']} "
+        f"({result['num_parameters']:,} parameters), rank {result['rank']}: "
+        f"{statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f} in "
+        f"{len(seconds)} runs), {result['images_per_second']:,.0f} images a second; one query is "
+        f"answered in {result['query_milliseconds']:.0f} ms ({result['matmul_gflops']:.0f} GFLOP/s "
+        "in matrix products)."
+    )
+
+
+def coverage() -> str:
+    """What serves the parameters of library models."""
+    (result,) = read_results("coverage")
+    lines = [
+        "| family | model | parameters | weights | error | served by, % of the parameters |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        images = [" x ".join(map(str, shape)) for shape in row["inputs"] if len(shape) == 3]
+        cells = [
+            row["family"],
+            ", ".join([f"`{row['member']}`", *images]),
+            f"{row['num_parameters']:,}",
+            f"{row['num_variables']:,}",
+            f"{row['error']:.0e}",
+            ", ".join(f"{rule} {100 * share:.2f}" for rule, share in row["shares"].items()),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "mnist-large_cnn": lambda: mislabeled("mnist-large_cnn"),
     "fashion_mnist-large_cnn": lambda: mislabeled("fashion_mnist-large_cnn"),
@@ -144,6 +262,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-large_cnn": lambda: mislabeled("digits-large_cnn"),
     "loss-and-gradient": loss_and_gradient,
     "arnoldi-overhead": arnoldi_overhead,
+    "projection": projection,
+    "curvature": curvature,
+    "index": index,
+    "coverage": coverage,
 }
 
 
@@ -161,12 +283,16 @@ def render(text: str) -> str:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Only flags are taken. Received: {argv[1:]}.")
-    text = README.read_text(encoding="utf-8")
-    rendered = render(text)
-    if not _CHECK.value:
-        README.write_text(rendered, encoding="utf-8")
-    elif rendered != text:
-        raise SystemExit("README.md differs from the results: run python benchmarks/tables.py.")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        rendered = render(text)
+        if not _CHECK.value:
+            page.write_text(rendered, encoding="utf-8")
+        elif rendered != text:
+            raise SystemExit(
+                f"{page.relative_to(ROOT)} differs from the results: run python "
+                "benchmarks/tables.py."
+            )
 
 
 if __name__ == "__main__":

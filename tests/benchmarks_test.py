@@ -1,21 +1,21 @@
-"""The README's tables are those of the results."""
+"""The pages' tables are those of the results."""
 
 import json
-import pathlib
 import re
 
+import keras
+import numpy as np
 import pytest
 
-from benchmarks import tables
+from benchmarks import projection, tables
+from keras_influence.gradients import LossMaps
 
-ROOT = pathlib.Path(__file__).parents[1]
 
-
-def test_the_readme_holds_the_tables_of_the_results():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.findall(r"<!-- table: ([\w-]+) -->", text)
+def test_the_pages_hold_the_tables_of_the_results():
+    texts = [page.read_text(encoding="utf-8") for page in tables.PAGES]
+    found = re.findall(r"<!-- table: ([\w-]+) -->", "".join(texts))
     assert sorted(found) == sorted(tables.TABLES)
-    assert tables.render(text) == text
+    assert [tables.render(text) for text in texts] == texts
 
 
 def test_a_table_shows_means_and_ranges_over_seeds(tmp_path, monkeypatch):
@@ -66,3 +66,105 @@ def test_a_table_without_results_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no result mislabeled-mnist-large_cnn"):
         tables.render("<!-- table: mnist-large_cnn -->\nold\n<!-- end of table -->\n")
+
+
+def projection_row(**changes):
+    route = {"extra_memory_mb": 120.4}
+    return {
+        "model": "mlp",
+        "num_parameters": 567434,
+        "rank": 10,
+        "batch_size": 500,
+        "routes": {
+            "engine": {**route, "examples_per_second": [1400.0, 1500.0, 1600.0]},
+            "forward": {**route, "examples_per_second": [140.0, 150.0, 160.0]},
+            "vectorised": {**route, "examples_per_second": [7.0, 7.5, 8.0]},
+        },
+        "ratio_to_forward": [9.0, 10.0, 11.0],
+        "share_of_matmul_rate": [0.4, 0.5, 0.6],
+        "matmul_gflops": [190.0, 200.0, 210.0],
+        **changes,
+    }
+
+
+def test_a_table_of_projections(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    result = {
+        "settings": {"seed": 0, "repeats": 7},
+        "rows": [projection_row(), projection_row(rank=100)],
+        "norms": {"model": "mlp", "norms_over_gradient": [1.0, 1.5, 2.0]},
+        "bfloat16": {"model": "mlp", "rank": 100, "gain": [1.1, 1.25, 1.3], "difference": 3e-3},
+    }
+    (tmp_path / "projection-mlp.json").write_text(json.dumps(result))
+    lines = tables.projection().splitlines()
+    assert lines[0] == (
+        "Batches: mlp 500; medians of 7 turns, a ratio with its quartiles; seed 0; 200 GFLOP/s in "
+        "matrix products:"
+    )
+    assert lines[4] == (
+        "| mlp (567,434) | 10 | 1,500 | 150 | 7.5 | 10.0 (9.0 to 11.0) | 50 | 120, 120, 120 |"
+    )
+    assert lines[-1] == (
+        "All squared norms of a batch, in times of its one gradient: mlp 1.5. Contracting in "
+        "bfloat16 (mlp, 100 directions): 1.25 times the rate, and errors of up to 3.0e-03 of the "
+        "largest entry."
+    )
+
+
+def test_a_table_of_curvature_products(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    row = {
+        "model": "mlp",
+        "num_parameters": 567434,
+        "batch_size": 500,
+        "seconds": {"gradient": [0.010, 0.0125, 0.020]},
+        "over_gradient": {
+            "forward over reverse": [2.0, 2.1, 2.2],
+            "reverse over reverse": [1.8, 1.9, 2.0],
+        },
+        "difference": 6e-7,
+        "matmul_gflops": [190.0, 200.0, 210.0],
+    }
+    result = {"settings": {"seed": 0, "repeats": 7}, "rows": [row]}
+    (tmp_path / "curvature.json").write_text(json.dumps(result))
+    assert tables.curvature().splitlines()[-1] == (
+        "| mlp (567,434), 500 | 12.5 | 2.10 (2.00 to 2.20) | 1.90 (1.80 to 2.00) | 6.0e-07 |"
+    )
+
+
+def test_flops_of_a_projection():
+    model = keras.Sequential([keras.Input([3]), keras.layers.Dense(4), keras.layers.Dense(5)])
+    maps = LossMaps(model, keras.losses.MeanSquaredError())
+    batch = (np.ones([2, 3], np.float32), np.ones([2, 5], np.float32))
+    # Forward 2 (3 x 4 + 4 x 5); back through the second layer alone. One direction: a product with
+    # each entry of the kernels, through the one side first, and with each entry of the biases.
+    assert projection.required_flops(maps, batch, 1) == {
+        "forward_pass": 2 * (12 + 20),
+        "backward_pass": 2 * 20,
+        "contractions": 2 * (12 + 20) + 2 * (4 + 5),
+    }
+
+
+def test_rows_of_a_table_are_counted_where_they_are_read():
+    model = keras.Sequential(
+        [keras.Input([6], dtype="int32"), keras.layers.Embedding(100, 4), keras.layers.Dense(5)]
+    )
+    maps = LossMaps(model, keras.losses.MeanSquaredError())
+    batch = (np.ones([2, 6], np.int32), np.ones([2, 6, 5], np.float32))
+    flops = projection.required_flops(maps, batch, 1)
+    # The table is first, and multiplies nothing: the way back ends below the dense layer.
+    assert flops["forward_pass"] == flops["backward_pass"] == 2 * 6 * 4 * 5
+    # 6 rows of 4; the bias; the kernel, formed and multiplied, or through one side of 6 positions.
+    dense = min(2 * 4 * 5 * (6 + 1), 2 * 6 * 4 * 5)
+    assert flops["contractions"] == 2 * (6 * 4 + 5) + dense
+
+
+@pytest.mark.parametrize("route", list(projection.ROUTES))
+def test_the_routes_give_the_same_projections(route):
+    given = projection.problem("small_cnn", batch_size=2)
+    directions = projection.random_directions(given.maps, 2)
+    timed = projection.ROUTES[route](given, directions)
+    assert timed[1:] == (2, 2)
+    gradients = given.maps.example_gradients(given.batch)
+    expected = gradients @ np.transpose(directions)
+    assert projection.difference(timed.call(), expected) < 1e-5
