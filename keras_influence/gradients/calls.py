@@ -102,26 +102,29 @@ def observed(layers: Sequence[keras.layers.Layer], observer: Observer) -> Iterat
     with _lock:
         for layer in layers:
             _replace(layer)
-    previous = getattr(_watching, "observers", {})
-    _watching.observers = {id(layer): observer for layer in layers}
     try:
-        yield
+        with observing({id(layer): observer for layer in layers}):
+            yield
     finally:
-        _watching.observers = previous
         with _lock:
             for layer in layers:
                 _restore(layer)
 
 
 @contextlib.contextmanager
-def unobserved() -> Iterator[None]:
-    """Calls of layers that no observer sees: a layer's second run."""
+def observing(observers: dict[int, Observer]) -> Iterator[None]:
+    """Calls of this thread that these observers see, by their layers' `id`, and no others."""
     previous = getattr(_watching, "observers", {})
-    _watching.observers = {}
+    _watching.observers = observers
     try:
         yield
     finally:
         _watching.observers = previous
+
+
+def unobserved() -> contextlib.AbstractContextManager[None]:
+    """Calls of layers that no observer sees: a layer's second run."""
+    return observing({})
 
 
 def _observer(layer: keras.layers.Layer) -> Observer | None:

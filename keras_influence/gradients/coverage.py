@@ -65,6 +65,8 @@ class Unit:
         rule: name of the rule that explains the variables `explained`; None without one.
         explained: positions of variables that the rule explains.
         implicit: positions of variables that forward mode through the call explains.
+        linear: positions of the variables explained in which, together, the call is linear; see
+            `register_rule`.
         stretch: of the output, where it lacks the batch axis.
         batched: for each tensor among the arguments, whether it has the batch axis.
         plain: whether the call holds no loop, no branch and nothing compiled by itself.
@@ -74,6 +76,7 @@ class Unit:
     rule: str | None
     explained: tuple[int, ...]
     implicit: tuple[int, ...]
+    linear: tuple[int, ...]
     stretch: Stretch | None
     batched: tuple[bool, ...]
     plain: bool
@@ -92,7 +95,6 @@ class Coverage:
     """The units of a model, for batches of one structure.
 
     Attributes:
-        layers: those whose calls must be seen.
         units: by the number of the layer in `all_layers`, and of its call.
         network: positions of the variables that only the whole network explains.
         plain: the same of the whole network; see `is_plain`.
@@ -105,13 +107,24 @@ class Coverage:
 
     def __init__(self, variables: Sequence[keras.Variable]):
         self.variables = list(variables)
-        self.layers: list[keras.layers.Layer] = []
         self.units: dict[Key, Unit] = {}
         self.network: tuple[int, ...] = tuple(range(len(variables)))
         self.plain = False
         self.templates: dict[int, list[Factor]] = {}
         self.served: list[Served] = []
         self.reason: str | None = None
+
+    @functools.cached_property
+    def linear(self) -> dict[Key, tuple[int, ...]]:
+        """The calls that are linear in variables of which every use is of this kind, and these."""
+        other = set(self.network)
+        for unit in self.units.values():
+            other.update(unit.implicit, set(unit.explained) - set(unit.linear))
+        found = {
+            key: tuple(position for position in unit.linear if position not in other)
+            for key, unit in self.units.items()
+        }
+        return {key: positions for key, positions in found.items() if positions}
 
     @functools.cached_property
     def layout(self) -> tuple[Any, ...]:

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from keras_influence.gradients import coverage as coverages
 from keras_influence.gradients.blocks import over_examples
-from keras_influence.gradients.calls import LayerCall, Observer, observed, unobserved
+from keras_influence.gradients.calls import LayerCall, unobserved
+from keras_influence.gradients.capture import Capture, is_float
 from keras_influence.gradients.factors import Contraction, Explicit, Factor, Prepared
 from keras_influence.gradients.implicit import Implicit
 from keras_influence.gradients.parameters import ParameterVector
@@ -199,18 +200,10 @@ def linearize(
     """
     size = tf.shape(tf.nest.flatten(batch)[0])[0]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-        capture = _Capture(coverage, tape, size, parameters.dtype)
-        with observed(coverage.layers, capture):
-            values = losses(batch)
+        capture = Capture(coverage.units, tape, size, parameters.dtype)
+        values = capture.run(losses, batch)
         total = tf.reduce_sum(values)
-    missing = coverage.units.keys() - capture.calls.keys()
-    if missing:
-        names = sorted({coverage.units[key].layer.name for key in missing})
-        raise RuntimeError(
-            f"The layers {names} were called otherwise than when the model was surveyed: a model "
-            "must call its layers in the same order each time."
-        )
-    watched = [tensor for call in capture.calls.values() for tensor in _watched(call)]
+    watched = [tensor for call in capture.calls.values() for tensor in capture.watched(call)]
     gradients = iter(
         tf.convert_to_tensor(gradient)
         for gradient in tape.gradient(
@@ -221,13 +214,13 @@ def linearize(
     implicits = []
     for key, call in capture.calls.items():
         unit = coverage.units[key]
-        own = [next(gradients) for _ in _watched(call)]
-        linear = own.pop() if _has_linear(call) else None
+        own = [next(gradients) for _ in capture.watched(call)]
+        linear = own.pop() if capture.has_linear(call) else None
         remaining = iter(own)
         outputs = tf.nest.map_structure(
-            lambda leaf, r=remaining: next(r) if _is_float(leaf) else None, call.outputs
+            lambda leaf, r=remaining: next(r) if is_float(leaf) else None, call.outputs
         )
-        if linear is None and _is_float(call.outputs):
+        if linear is None and is_float(call.outputs):
             linear = outputs if call.linear_output is not None else None
         call.variables = [parameters.variables[v] for v in unit.explained]
         seen = coverages.with_gradients(call, outputs, linear, unit.stretch, size)
@@ -245,89 +238,6 @@ def linearize(
     # The order in which `prepare` met them.
     factors = {position: factors[position] for position in sorted(factors)}
     return Linearization(parameters, tf.cast(values, parameters.dtype), factors, implicits, how)
-
-
-class _Capture(Observer):
-    """Watches what leaves the calls that the coverage names."""
-
-    def __init__(
-        self, coverage: coverages.Coverage, tape: tf.GradientTape, size: Any, dtype: tf.DType
-    ):
-        self.coverage = coverage
-        self.tape = tape
-        self.size = size
-        self.dtype = dtype
-        self.numbers = {id(unit.layer): key[0] for key, unit in coverage.units.items()}
-        self.counts: collections.Counter[int] = collections.Counter()
-        self.calls: dict[coverages.Key, LayerCall] = {}
-        self.stack: list[tuple[LayerCall, coverages.Unit | None]] = []
-
-    def call(
-        self,
-        layer: Any,
-        original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        number = self.numbers[id(layer)]
-        key = (number, self.counts[number])
-        self.counts[number] += 1
-        unit = self.coverage.units.get(key)
-        seen = LayerCall(layer, args, kwargs)
-        seen.rerun = original
-        seen.dtype = self.dtype
-        self.stack.append((seen, unit))
-        try:
-            outputs = original(*args, **kwargs)
-        finally:
-            self.stack.pop()
-        if unit is None:
-            return outputs
-        if unit.stretch is not None and not seen.linear_outputs:
-            outputs = unit.stretch.output(outputs, self.size)
-        if len(coverages.floating(outputs)) > 1:
-            outputs = tf.nest.map_structure(_departed, outputs)
-        seen.outputs = outputs
-        for tensor in coverages.floating(outputs):
-            self.tape.watch(tensor)
-        self.calls[key] = seen
-        return outputs
-
-    def activation(self, layer: Any, tensor: tf.Tensor) -> tf.Tensor:
-        if not self.stack or self.stack[-1][0].layer is not layer:
-            return tensor
-        seen, unit = self.stack[-1]
-        if unit is None:
-            return tensor
-        if unit.stretch is not None:
-            tensor = unit.stretch.output(tensor, self.size)
-        self.tape.watch(tensor)
-        seen.linear_outputs.append(tensor)
-        return tensor
-
-
-def _departed(leaf: Any) -> Any:
-    """An output that no other one of its call is made of, so that none is counted in another's."""
-    if not _is_float(leaf):
-        return leaf
-    copy = tf.identity(leaf)
-    mask = getattr(leaf, "_keras_mask", None)
-    if mask is not None:
-        copy._keras_mask = mask
-    return copy
-
-
-def _is_float(leaf: Any) -> bool:
-    return tf.is_tensor(leaf) and leaf.dtype.is_floating
-
-
-def _has_linear(call: LayerCall) -> bool:
-    return len(call.linear_outputs) == 1 and call.linear_output is not None
-
-
-def _watched(call: LayerCall) -> list[tf.Tensor]:
-    found = coverages.floating(call.outputs)
-    return [*found, call.linear_outputs[0]] if _has_linear(call) else found
 
 
 def _implicit(

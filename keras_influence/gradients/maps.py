@@ -30,9 +30,13 @@ from keras_influence.gradients.linearization import (
     prepare,
 )
 from keras_influence.gradients.losses import PerExampleLoss
-from keras_influence.gradients.moments import twice_differentiable_moments
 from keras_influence.gradients.parameters import ParameterVector, Variables, select_variables
+from keras_influence.gradients.second_order import (
+    cheap_second_derivatives,
+    twice_differentiable_moments,
+)
 from keras_influence.gradients.separation import check_separate
+from keras_influence.gradients.slope import slope
 from keras_influence.gradients.survey import survey
 
 # Share of the parameters that forward mode may serve without a warning.
@@ -118,11 +122,13 @@ class LossMaps:
         self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tf.Tensor:
         """sum_i weights_i Hessian(l_i) vector, [p], vector [p]: reverse over reverse."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(self.parameters.values)
-            gradient = self._gradient(batch, weights)
-            product = tf.reduce_sum(gradient * vector)
-        return self.parameters.flatten(tape.gradient(product, self.parameters.values))
+        coverage = self.coverage(batch)
+        with cheap_second_derivatives():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(self.parameters.values)
+                along = slope(coverage, self.parameters, self._losses, batch, vector, weights)
+            gradient = along.gradient(tape, self.parameters.values)
+        return self.parameters.flatten(gradient)
 
     def _forward_curvature(
         self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None

@@ -201,6 +201,7 @@ def _assign(
             rule=explained(index)[0] if ruled else None,
             explained=ruled,
             implicit=implicit,
+            linear=_linear(call, place, coverage.variables, ruled),
             stretch=place.stretch,
             batched=place.batched,
             plain=is_plain(operations[start:end], graph),
@@ -210,9 +211,6 @@ def _assign(
                 for factor in explained(index)[1][variable]:
                     templates[variable] = merge(templates[variable], factor)
     coverage.templates = dict(templates)
-    coverage.layers = list(
-        {id(unit.layer): unit.layer for unit in coverage.units.values()}.values()
-    )
 
 
 def _chain(calls: Sequence[LayerCall], index: int | None) -> Iterator[int]:
@@ -322,6 +320,16 @@ def _ask_rule(
         _SIZES[0],
     )
     return registry.name(rule), explain(rule, asked, variables, used)
+
+
+def _linear(
+    call: LayerCall, place: _Placed, variables: Sequence[keras.Variable], ruled: Iterable[int]
+) -> tuple[int, ...]:
+    """Those of the variables in which the call is linear."""
+    if place.stretch is not None or not tf.is_tensor(call.linear_output):
+        return ()
+    weights = registry.linear_weights(call.layer)
+    return tuple(v for v in ruled if any(variables[v] is weight for weight in weights))
 
 
 def _explaining_calls(

@@ -36,9 +36,15 @@ def _dense(random, x):
 
 def _einsum_dense(random, x):
     units, activation = random.randint(2, 4), random.choice(_ACTIVATIONS)
-    if x.shape.count(None) != 1 or len(x.shape) != 3:
+    if len(x.shape) != 3 or x.shape.count(None) != 1:
         bias = random.choice([None, "y"])
-        return layers.EinsumDense("...x,xy->...y", units, activation, bias_axes=bias)(x)
+        # Keras 3.15 mistakes the order of several axes that an ellipsis stands for, and the layers
+        # that follow are built for another shape than they get.
+        swapped = len(x.shape) == 4 and x.shape[1] != x.shape[2]
+        equation, shape = (
+            ("abcx,xy->abcy", (*x.shape[1:-1], units)) if swapped else ("...x,xy->...y", units)
+        )
+        return layers.EinsumDense(equation, shape, activation, bias_axes=bias)(x)
     _, length, _ = x.shape
     equation, shape, biases = random.choice(
         [

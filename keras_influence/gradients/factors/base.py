@@ -36,7 +36,7 @@ class Contraction(NamedTuple):
             factors, directions and products to 8 bits.
     """
 
-    budget: float = 64 * 2**20
+    budget: float = 32 * 2**20
     order: str = "auto"
     dtype: tf.DType | None = None
 

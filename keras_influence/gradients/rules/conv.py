@@ -128,7 +128,12 @@ class Windows:
         return Outer(layout, (x, delta), expand, count)
 
 
-@register_rule(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+@register_rule(
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    linear_in=["_kernel", "bias"],
+)
 def conv(call: LayerCall) -> Explanation:
     """Any strides, padding, dilation, groups, and channels first."""
     layer, (x, delta) = call.layer, _channels_last_sides(call)
@@ -159,7 +164,10 @@ def _as(factor: Factor, variable: keras.Variable) -> Factor:
 
 
 @register_rule(
-    keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    linear_in=["kernel", "bias"],
 )
 def conv_transpose(call: LayerCall) -> Explanation:
     """The adjoint of a convolution: windows of what came back, times what entered."""
@@ -180,7 +188,9 @@ def conv_transpose(call: LayerCall) -> Explanation:
     yield from bias(call, delta, [-1])
 
 
-@register_rule(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+@register_rule(
+    keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, linear_in=["kernel", "bias"]
+)
 def depthwise_conv(call: LayerCall) -> Explanation:
     """Each channel by itself: its windows times what came back to it."""
     layer, (x, delta) = call.layer, _channels_last_sides(call)

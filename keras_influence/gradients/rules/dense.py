@@ -14,7 +14,7 @@ from keras_influence.gradients.rules.registry import register_rule
 Explanation = Iterator[tuple[keras.Variable, Factor]]
 
 
-@register_rule(keras.layers.Dense)
+@register_rule(keras.layers.Dense, linear_in=["_kernel", "bias"])
 def dense(call: LayerCall) -> Explanation:
     """z = x (K + s A B) + b, with A and B where the layer has LoRA weights."""
     layer, delta = call.layer, call.linear_gradient
@@ -54,7 +54,7 @@ def bias(call: LayerCall, delta: tf.Tensor, axes: Sequence[int]) -> Explanation:
     yield variable, Explicit(tf.reshape(total, [-1, *variable.shape]))
 
 
-@register_rule(keras.layers.EinsumDense)
+@register_rule(keras.layers.EinsumDense, linear_in=["_kernel", "bias"])
 def einsum_dense(call: LayerCall) -> Explanation:
     """z = einsum(equation, x, K) + b: dK sums x d over the letters that K lacks."""
     layer, delta = call.layer, call.linear_gradient

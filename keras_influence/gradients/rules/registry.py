@@ -1,6 +1,6 @@
 """Which rule explains which layer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -12,9 +12,12 @@ from keras_influence.gradients.factors import Factor
 Rule = Callable[[LayerCall], Iterable[tuple[keras.Variable, Factor]]]
 
 _rules: dict[Any, Rule] = {}
+_linear: dict[Rule, tuple[str, ...]] = {}
 
 
-def register_rule(*layers: type[keras.layers.Layer] | str) -> Callable[[Rule], Rule]:
+def register_rule(
+    *layers: type[keras.layers.Layer] | str, linear_in: Sequence[str] = ()
+) -> Callable[[Rule], Rule]:
     """Declares how the per-example gradients of a layer's weights follow from one of its calls.
 
     A rule is a generator: given a `LayerCall`, it yields pairs of a variable of the layer and a
@@ -26,6 +29,9 @@ def register_rule(*layers: type[keras.layers.Layer] | str) -> Callable[[Rule], R
     Args:
         *layers: classes, or `"package>Name"` for a class of that name anywhere in a package that
             need not be installed.
+        linear_in: names of the layer's attributes that are weights in which, taken together, what
+            its activation is given is linear (its output, where it has no activation): kernel and
+            bias. It saves time in Hessian products; what is not named costs it.
 
     Example:
 
@@ -43,6 +49,7 @@ def register_rule(*layers: type[keras.layers.Layer] | str) -> Callable[[Rule], R
     def register(rule: Rule) -> Rule:
         for layer in layers:
             _rules[layer] = rule
+        _linear[rule] = tuple(linear_in)
         return rule
 
     return register
@@ -60,6 +67,15 @@ def find(layer: keras.layers.Layer) -> Rule | None:
         if rule is not None:
             return rule if type(layer).call is cls.call else None
     return None
+
+
+def linear_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights in which, together, what the layer's activation is given is linear."""
+    rule = find(layer)
+    if rule is None or getattr(layer, "lora_enabled", False):
+        return []
+    weights = [getattr(layer, name, None) for name in _linear[rule]]
+    return [weight for weight in weights if weight is not None]
 
 
 def name(rule: Rule) -> str:
