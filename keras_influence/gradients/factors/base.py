@@ -40,9 +40,10 @@ class Contraction(NamedTuple):
     order: str = "auto"
     dtype: tf.DType | None = None
 
-    def matmul(self, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    def matmul(self, a: tf.Tensor, b: tf.Tensor, transpose_a: bool = False) -> tf.Tensor:
         """a b, in the dtype of a; b may be in that of the products already."""
-        return tf.cast(tf.matmul(self.lowered(a), self.lowered(b)), a.dtype)
+        product = tf.matmul(self.lowered(a), self.lowered(b), transpose_a=transpose_a)
+        return tf.cast(product, a.dtype)
 
     def get_config(self) -> dict[str, Any]:
         dtype = None if self.dtype is None else self.dtype.name

@@ -57,6 +57,7 @@ class Layout(NamedTuple):
 
 
 Expand = Callable[..., tuple[tf.Tensor, tf.Tensor]]
+Form = Callable[..., tf.Tensor]
 
 
 class Outer(Factor):
@@ -70,6 +71,8 @@ class Outer(Factor):
         expand: tensors -> left [B, G, m, T], right [B, G, T, n]. Called for some examples at a
             time, so that windows, say, need never exist for all.
         positions: T, where it is known.
+        form: (contraction, *tensors) -> the sums [B, G, m, n], where there is a way that is cheaper
+            than from the two sides.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class Outer(Factor):
         tensors: Sequence[tf.Tensor],
         expand: Expand,
         positions: int | None,
+        form: Form | None = None,
     ):
         self.layout = layout
         self.shape = layout.shape
         self.tensors = tuple(tensors)
         self.expand = expand
         self.positions = positions
+        self.form = form
 
     @classmethod
     def dense(cls, left: tf.Tensor, right: tf.Tensor, layout: Layout | None = None) -> "Outer":
@@ -102,7 +107,7 @@ class Outer(Factor):
         return cls(layout, (left, right), expand, positions)
 
     def with_tensors(self, tensors: Sequence[tf.Tensor]) -> "Outer":
-        return Outer(self.layout, tensors, self.expand, self.positions)
+        return Outer(self.layout, tensors, self.expand, self.positions, self.form)
 
     def sides(self) -> tuple[tf.Tensor, tf.Tensor]:
         """left [B, G, m, T], right [B, G, T, n]."""
@@ -116,13 +121,18 @@ class Outer(Factor):
     @property
     def gradient_bytes(self) -> float:
         groups, m, n, positions = self._costs
+        if self.form is not None:
+            held = sum(product(tensor.shape[1:]) or 0 for tensor in self.tensors)
+            return 4.0 * (2 * groups * m * n + 2 * held)
         return 4.0 * groups * (m * n + positions * (2 * m + n))
 
-    def _matrices(self) -> tf.Tensor:
-        return tf.matmul(*self.sides())
+    def _matrices(self, how: Contraction) -> tf.Tensor:
+        if self.form is not None:
+            return self.form(how, *self.tensors)
+        return how.matmul(*self.sides())
 
     def gradients(self) -> tf.Tensor:
-        return self.layout.from_matrices(self._matrices())
+        return self.layout.from_matrices(self._matrices(Contraction()))
 
     def _projection_costs(self, count: int) -> dict[str, tuple[float, float]]:
         """Flops and bytes of each order, for one example."""
@@ -180,8 +190,7 @@ class Outer(Factor):
                 return self._project_by_rows(directions, max(1, int(room / (2 * size * n))), how)
 
         def formed(*tensors: tf.Tensor) -> tf.Tensor:
-            matrices = how.matmul(*self.with_tensors(tensors).sides())
-            return tf.reshape(matrices, [-1, self.size])
+            return tf.reshape(self.with_tensors(tensors)._matrices(how), [-1, self.size])
 
         def one_block(*tensors: tf.Tensor) -> tf.Tensor:
             # Formed some at a time, for windows are many times larger than gradients; multiplied
@@ -297,7 +306,7 @@ class Outer(Factor):
         if self.norm_route(how) == "gradient":
             # The order of the entries does not matter: no way back to the variable's shape.
             return over_examples(
-                lambda *tensors: sum_squares(self.with_tensors(tensors)._matrices()),
+                lambda *tensors: sum_squares(self.with_tensors(tensors)._matrices(Contraction())),
                 self.tensors,
                 self.gradient_bytes,
                 how.budget,

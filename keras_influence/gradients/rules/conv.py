@@ -9,11 +9,13 @@ import keras
 import tensorflow as tf
 
 from keras_influence.gradients.calls import LayerCall
-from keras_influence.gradients.factors import Explicit, Factor, Layout, Outer
+from keras_influence.gradients.factors import Contraction, Explicit, Factor, Layout, Outer
 from keras_influence.gradients.rules.dense import bias, lora
 from keras_influence.gradients.rules.registry import register_rule
 
 Explanation = Iterator[tuple[keras.Variable, Factor]]
+
+_FEWEST_CHANNELS = 16
 
 
 class Windows:
@@ -125,7 +127,20 @@ class Windows:
             right = tf.transpose(right, [0, 2, 1, 3]) if groups > 1 else right
             return left, tf.reshape(right, [-1, groups, count, filters // groups])
 
-        return Outer(layout, (x, delta), expand, count)
+        def form(how: Contraction, x: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
+            right = tf.reshape(delta, [-1, count, filters])
+            return tf.stack(
+                [
+                    how.matmul(tf.reshape(tap, [-1, count, channels]), right, transpose_a=True)
+                    for tap in self.taps(x, 1)
+                ],
+                axis=1,
+            )
+
+        # A product for each entry of the kernel, and no windows, which are the larger part of the
+        # work; but with few channels its rows are too few.
+        by_taps = groups == 1 and channels >= _FEWEST_CHANNELS
+        return Outer(layout, (x, delta), expand, count, form if by_taps else None)
 
 
 @register_rule(
