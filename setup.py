@@ -35,6 +35,7 @@ setuptools.setup(
         "numpy>=1.26",
         "scikit-learn>=1.4",
         "tensorflow>=2.21",
+        "tensorstore>=0.1.80",
     ],
     extras_require={"examples": EXAMPLES, "test": TEST},
     # Not `build`: where file names ignore case, the BUILD file is already there.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import tensorflow as tf
 from absl import flags
 
 import attribution
@@ -62,6 +63,13 @@ LISSA_SCALE = flags.DEFINE_float(
 LISSA_BATCH_SIZE = flags.DEFINE_integer(
     "lissa_batch_size", 32, "Examples of the Hessian in each step of lissa.", lower_bound=1
 )
+STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "none",
+    ["none", "mirrored", "tpu"],
+    "tf.distribute strategy of the model: mirrored for all GPUs of this machine.",
+)
+TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU of --strategy=tpu.")
 
 
 def is_counts(values: list[str]) -> bool:
@@ -72,6 +80,25 @@ def is_counts(values: list[str]) -> bool:
 
 for _holder in (RANK, CHECKPOINTS):
     flags.register_validator(_holder, is_counts, "must be distinct positive integers")
+
+
+flags.register_multi_flags_validator(
+    [STRATEGY, TPU],
+    lambda values: (values["strategy"] == "tpu") == (values["tpu"] is not None),
+    "--strategy=tpu and --tpu=NAME go together",
+)
+
+
+def make_strategy() -> tf.distribute.Strategy:
+    """The strategy that --strategy asks for; TensorFlow's default one for none."""
+    if STRATEGY.value == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if STRATEGY.value == "tpu":
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(TPU.value)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    return tf.distribute.get_strategy()
 
 
 def method_settings() -> attribution.MethodSettings:

@@ -169,6 +169,7 @@ def main(argv: Sequence[str]) -> None:
         batch_size=common_flags.BATCH_SIZE.value,
         learning_rate=common_flags.LEARNING_RATE.value,
         seed=seed,
+        strategy=common_flags.make_strategy(),
     )
     predictions = training.predict_labels(trained.model, data.test_images)
     if not ids.size:

@@ -189,6 +189,7 @@ def main(argv: Sequence[str]) -> None:
     directory = runs.new_directory(
         common_flags.OUTPUT_DIR.value, "find_mislabeled", f"{dataset}-{model_name}-{seed}"
     )
+    strategy = common_flags.make_strategy()
     environment = {"versions": runs.versions(), "matmul_gflops": runs.matmul_gflops()}
 
     logging.info("Training %s on %d examples of %s", model_name, labels.size, dataset)
@@ -200,6 +201,7 @@ def main(argv: Sequence[str]) -> None:
         batch_size=common_flags.BATCH_SIZE.value,
         learning_rate=common_flags.LEARNING_RATE.value,
         seed=seed,
+        strategy=strategy,
     )
     title = f"{dataset}, {model_name}: {is_mislabeled.sum()} of {labels.size} labels replaced"
     print(

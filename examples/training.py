@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 import keras_influence as ki
@@ -37,6 +38,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> TrainedModel:
     """Trains by momentum SGD, with a checkpoint in `directory` at the end of every epoch.
 
@@ -48,14 +50,16 @@ def train(
         batch_size: Examples of a step.
         learning_rate: Rate of SGD with a momentum of 0.9.
         seed: Seed of the initial weights and of the order of the examples.
+        strategy: Of the model, and so of all that is done with it; by default that in scope.
     """
     keras.utils.set_random_seed(seed)
-    model = models.MODELS[model_name](data.train_images.shape[1:], data.num_classes)
-    model.compile(
-        optimizer=keras.optimizers.SGD(learning_rate, momentum=0.9),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    with (strategy or tf.distribute.get_strategy()).scope():
+        model = models.MODELS[model_name](data.train_images.shape[1:], data.num_classes)
+        model.compile(
+            optimizer=keras.optimizers.SGD(learning_rate, momentum=0.9),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
     recorder = ki.callbacks.TracInCheckpoint(directory)
     start = time.perf_counter()
     model.fit(

@@ -3,13 +3,8 @@
 from keras_influence import _backend as _backend  # isort: skip - it checks what the others need.
 from keras_influence import callbacks, checkpoints, data, evaluation, gradients, linalg, report
 from keras_influence.methods import Arnoldi, GradientDot, LiSSA, RandomProjection, TracIn
-from keras_influence.scorer import (
-    Influences,
-    InfluenceScorer,
-    TopExamples,
-    load,
-    top_influences,
-)
+from keras_influence.retrieval import Influences, TopExamples, top_influences
+from keras_influence.scorer import InfluenceScorer, load
 
 __version__ = "0.1.0"
 

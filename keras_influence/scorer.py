@@ -1,14 +1,25 @@
 """A Keras layer that answers: which training examples speak for this prediction, which against?"""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from keras_influence import checkpoints, data, storage
+from keras_influence import checkpoints, data, distribution, indexing, storage
 from keras_influence.methods import EncodingMethod, InfluenceMethod
+from keras_influence.retrieval import (
+    BLOCK_ROWS,
+    HostIndex,
+    Influences,
+    TopExamples,
+    search,
+    top_influences,
+)
 
 # Weights of each variable that a call compares with those of the index: optimizer steps change
 # nearly all, so a few tell; `index` and `load` compare every bit.
@@ -17,57 +28,12 @@ _SPOT_CHECK = 64
 _CHANGED = "The weights of the model are not those of the index."
 
 
-class TopExamples(NamedTuple):
-    """The training examples of greatest influence of one sign.
-
-    Attributes:
-        ids: int64 [Q, k], positions in the training set, the greatest influence first.
-        scores: float32 [Q, k].
-    """
-
-    ids: Any
-    scores: Any
-
-
-class Influences(NamedTuple):
-    """Who speaks for each of Q predictions, and who against it.
-
-    Attributes:
-        proponents: `TopExamples` of the largest scores: without them the query's loss would rise.
-        opponents: `TopExamples` of the smallest scores: without them it would fall.
-    """
-
-    proponents: TopExamples
-    opponents: TopExamples
-
-
-def top_influences(scores: Any, k: int) -> Influences:
-    """The k largest and the k smallest scores of each query; ties go to the smaller id.
-
-    Args:
-        scores: [Q, N], as a method's `scores` returns it.
-        k: examples of each kind, at most N.
-    """
-    scores = tf.convert_to_tensor(scores)
-    if scores.shape[1] is not None and not 1 <= k <= scores.shape[1]:
-        raise ValueError(
-            f"`k` must be between 1 and the number of training examples, {scores.shape[1]}. "
-            f"Received: k={k}."
-        )
-    # tf.math.top_k puts the lower index first where values are equal.
-    best, best_ids = tf.math.top_k(scores, k)
-    worst, worst_ids = tf.math.top_k(-scores, k)
-    return Influences(
-        TopExamples(tf.cast(best_ids, tf.int64), best),
-        TopExamples(tf.cast(worst_ids, tf.int64), -worst),
-    )
-
-
 class InfluenceScorer(keras.layers.Layer):
     """Retrieves the proponents and opponents of predictions from an index of encoded examples.
 
-    `index(train)` encodes the training set once; a call encodes its queries, and compares. The
-    scores are those of `method.scores`.
+    `index(train)` encodes the training set once; a call encodes its queries, and compares, block by
+    block, so that no score matrix is made. The scores are those of `method.scores`. The index lies
+    in memory, or in a directory, where it may be larger.
 
     Args:
         method: a fitted method with encodings: `Arnoldi` or `RandomProjection`. (For the others
@@ -107,26 +73,116 @@ class InfluenceScorer(keras.layers.Layer):
         # Not tracked: the model is the user's, and its weights are not the layer's.
         object.__setattr__(self, "method", method)
         self.k = k
-        self.encodings: np.ndarray | None = None
+        self._index: HostIndex | storage.StoredIndex | None = None
 
-    def index(self, train: Any) -> Self:
+    def index(self, train: Any, directory: str | os.PathLike | None = None) -> Self:
         """Encodes the training set, whose examples' positions become the ids.
 
         Args:
             train: the training data; see `data.batches`.
+            directory: where the encodings go, part by part, instead of memory. A call with the same
+                method, data and directory goes on where a killed one was, and an index that is
+                whole is opened. `load` opens it too.
+
+        Raises:
+            ValueError: the directory holds an index of another method or weights, of other data, or
+                something else.
+            storage.StoreInUseError: another process writes there.
         """
-        self._set_index(self.method.encode(train))
+        self.method._check_ready()
+        self.method._per_train()  # Complains now, and not after the pass over the data.
+        if directory is None:
+            self._set_index(HostIndex(self.method.encode(train)))
+            return self
+        distribution.check_one_worker(self.method.model, "An index in a directory")
+        path = pathlib.Path(directory)
+        with storage.writing(path):
+            index = self._open(path)
+            if index.num_datasets == 0:
+                indexing.add_dataset(index, self.method, train)
+            elif index.first != indexing.fingerprint(next(data.batches(train)), 0):
+                raise ValueError(
+                    f"{path} holds the index of another data set: its first example is not that of "
+                    "the one given. Choose another directory; `append` adds to an index."
+                )
+        self._set_index(index)
         return self
 
-    def _set_index(self, encodings: np.ndarray) -> None:
-        if self.k > len(encodings):
+    def append(self, examples: Any) -> Self:
+        """Adds examples to the index, without another fit; their ids go on from the largest one.
+
+        In a directory it is done part by part, as `index` does, and goes on where a killed call
+        was. The data set that was added last is not added again.
+
+        Args:
+            examples: labelled examples; see `data.batches`.
+        """
+        index = self._indexed()
+        if isinstance(index, HostIndex):
+            index.append(self.method.encode(examples))
+            self._set_index(index)
+            return self
+        self._check_weights()
+        with storage.writing(index.directory):
+            index = self._open(index.directory)
+            if indexing.is_last_dataset(index, examples):
+                logging.info("These examples are in %s already.", index.directory)
+            else:
+                indexing.add_dataset(index, self.method, examples)
+        self._set_index(index)
+        return self
+
+    def remove(self, ids: Sequence[int]) -> Self:
+        """Takes examples out of the index, so that no call returns them; the others keep their ids.
+
+        Args:
+            ids: of examples in the index.
+        """
+        index = self._indexed()
+        gone = np.unique(np.asarray(ids, np.int64))
+        unknown = np.setdiff1d(gone, index.ids)
+        if len(unknown):
+            raise ValueError(f"The index holds no examples of the ids {unknown[:5].tolist()}.")
+        if len(index) - len(gone) < self.k:
             raise ValueError(
-                f"k={self.k} examples cannot be retrieved out of the {len(encodings)} indexed."
+                f"Of {len(index)} examples {len(index) - len(gone)} would remain, too few to "
+                f"retrieve k={self.k}."
+            )
+        if isinstance(index, storage.StoredIndex):
+            with storage.writing(index.directory):
+                index = self._open(index.directory)
+                index.remove(gone)
+        else:
+            index.remove(gone)
+        self._set_index(index)
+        return self
+
+    def _open(self, path: pathlib.Path) -> storage.StoredIndex:
+        return indexing.open_index(path, self.method, *self._to_store())
+
+    def _indexed(self) -> HostIndex | storage.StoredIndex:
+        if self._index is None:
+            raise ValueError("The scorer has no index yet: call `scorer.index(train)` first.")
+        return self._index
+
+    @property
+    def encodings(self) -> np.ndarray:
+        """[N, rank], of the examples in the index, by id. One on disk is read whole."""
+        return np.concatenate([rows for _, rows in self._indexed().blocks(BLOCK_ROWS)])
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 [N], of the examples in the index."""
+        return self._indexed().ids
+
+    def _set_index(self, index: HostIndex | storage.StoredIndex) -> None:
+        if self.k > len(index):
+            raise ValueError(
+                f"k={self.k} examples cannot be retrieved out of the {len(index)} indexed."
             )
         method = self.method
-        weighted = encodings * (method.metric * method._per_train())
-        self.encodings = encodings
-        self._weighted = tf.constant(weighted.astype(np.float32))
+        self._index = index
+        self._metric = (method.metric * method._per_train()).astype(np.float32)
         self._projectors = list(method._query_projectors())
         self._weights_fingerprint = checkpoints.weights_fingerprint(method.model)
         # All of the model's weights, not only those that are attributed through: scores depend on
@@ -142,29 +198,30 @@ class InfluenceScorer(keras.layers.Layer):
             for size in sizes
         ]
         self._spot_values = self._read_spots()
-        self._call = tf.function(self._top, autograph=False)
+        self._call = tf.function(self._encoded, autograph=False)
         self.built = True
 
     def call(self, inputs: tuple[Any, ...]) -> Influences:
-        if self.encodings is None:
-            raise ValueError("The scorer has no index yet: call `scorer.index(train)` first.")
+        index = self._indexed()
         examples = tuple(element for element in inputs if element is not None)
         if not tf.executing_eagerly():
-            return self._top(examples)
+            return self._top(index, examples)
         count = len(tf.nest.flatten(examples)[0])
         try:
-            top = self._call(_padded(examples, count))
+            encoded = distribution.here(self._call, self.method.model, _padded(examples, count))
         except tf.errors.InvalidArgumentError as error:
             if _CHANGED in str(error):
                 raise ValueError(self._changed()) from None
             raise
-        top = tf.nest.map_structure(lambda tensor: tensor[:count], top)
+        encoded = encoded.numpy()[:count]
         rows = np.arange(count)
         queries = data.Batch(examples, np.ones(len(rows), np.float32), rows)
-        self.method._check_finite(top.proponents.scores, queries, "score")
-        return top
+        self.method._check_finite(encoded, queries, "score")
+        top = search(encoded, index.blocks(BLOCK_ROWS), self.k)
+        return tf.nest.map_structure(tf.convert_to_tensor, top)
 
-    def _top(self, examples: tuple[Any, ...]) -> Influences:
+    def _encoded(self, examples: tuple[Any, ...]) -> tf.Tensor:
+        """The queries' encodings, weighted: their products with the index are scores."""
         unchanged = tf.reduce_all(
             [
                 tf.reduce_all(a == b)
@@ -173,14 +230,34 @@ class InfluenceScorer(keras.layers.Layer):
         )
         with tf.control_dependencies([tf.debugging.Assert(unchanged, [_CHANGED])]):
             encoded = tf.concat([project(examples) for project in self._projectors], axis=1)
-        scores = tf.matmul(tf.cast(encoded, tf.float32), self._weighted, transpose_b=True)
-        return top_influences(scores, self.k)
+        return tf.cast(encoded, tf.float32) * self._metric
+
+    def _top(self, index: HostIndex | storage.StoredIndex, examples: tuple[Any, ...]) -> Influences:
+        """In a graph: an index in memory becomes part of it, one on disk is read by Python."""
+        encoded = self._encoded(examples)
+        if isinstance(index, HostIndex):
+            scores = tf.matmul(encoded, index.encodings.astype(np.float32), transpose_b=True)
+            top = top_influences(scores, self.k)
+            ids = tf.constant(index.ids)
+            return Influences(*(TopExamples(tf.gather(ids, each.ids), each.scores) for each in top))
+        flat = tf.numpy_function(
+            lambda queries: tf.nest.flatten(search(queries, index.blocks(BLOCK_ROWS), self.k)),
+            [encoded],
+            [tf.int64, tf.float32] * 2,
+            stateful=False,
+        )
+        flat = [tf.ensure_shape(tensor, [encoded.shape[0], self.k]) for tensor in flat]
+        return Influences(TopExamples(*flat[:2]), TopExamples(*flat[2:]))
 
     def _read_spots(self) -> list[tf.Tensor]:
         return [
             tf.gather(tf.reshape(value, [-1]), spots)
             for value, spots in zip(self._values, self._spots, strict=True)
         ]
+
+    def _check_weights(self) -> None:
+        if checkpoints.weights_fingerprint(self.method.model) != self._weights_fingerprint:
+            raise ValueError(self._changed())
 
     def _changed(self) -> str:
         return (
@@ -192,20 +269,21 @@ class InfluenceScorer(keras.layers.Layer):
         """Self-influence of the examples of `dataset`, or of the indexed ones: float32 [N]."""
         if dataset is not None:
             return self.method.self_influence(dataset)
-        if self.encodings is None:
-            raise ValueError("The scorer has no index yet: call `scorer.index(train)` first.")
-        return self.method.self_influence_of(self.encodings)
+        blocks = self._indexed().blocks(BLOCK_ROWS)
+        return np.concatenate([self.method.self_influence_of(rows) for _, rows in blocks])
 
     def summary(self, print_fn: Callable[[str], None] | None = None) -> None:
         """Prints the size of the index, and the method's own summary."""
         emit = print_fn or (lambda line: print(line))
-        if self.encodings is None:
+        index = self._index
+        if index is None:
             emit(f"InfluenceScorer, k={self.k}: not indexed")
         else:
-            rows, rank = self.encodings.shape
+            size = len(index) * index.rank * index.dtype.itemsize / 2**20
+            place = f" in {index.directory}" if isinstance(index, storage.StoredIndex) else ""
             emit(
-                f"InfluenceScorer, k={self.k}: {rows:,} examples in {rank} numbers each, "
-                f"{self.encodings.nbytes / 2**20:.1f} MiB"
+                f"InfluenceScorer, k={self.k}: {len(index):,} examples in {index.rank} numbers "
+                f"each, {size:.1f} MiB{place}"
             )
         self.method.summary(emit)
 
@@ -216,24 +294,24 @@ class InfluenceScorer(keras.layers.Layer):
             FileExistsError: when `path` exists.
             ValueError: before `index`, or when the weights have changed since.
         """
-        if self.encodings is None:
+        if self._index is None:
             raise ValueError("The scorer has no index to save: call `scorer.index(train)` first.")
-        if checkpoints.weights_fingerprint(self.method.model) != self._weights_fingerprint:
-            raise ValueError(self._changed())
+        self._check_weights()
+        manifest, arrays = self._to_store()
+        held = {"index": self.encodings, "ids": self.ids}
+        storage.save_store(path, {**manifest, "next_id": self._index.next_id}, {**arrays, **held})
+
+    def _to_store(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Manifest and arrays of all but the index."""
         manifest, arrays = self.method._to_store()
-        storage.save_store(
-            path,
-            {
-                "kind": type(self).__name__,
-                "k": self.k,
-                "method": manifest,
-                "weights": self._weights_fingerprint,
-            },
-            {
-                **{f"method-{name}": array for name, array in arrays.items()},
-                "index": self.encodings,
-            },
-        )
+        small = [array for name, array in arrays.items() if name not in self.method._large]
+        return {
+            "kind": type(self).__name__,
+            "k": self.k,
+            "method": manifest,
+            "state": storage.arrays_fingerprint(small),
+            "weights": checkpoints.weights_fingerprint(self.method.model),
+        }, {f"method-{name}": array for name, array in arrays.items()}
 
 
 def _padded(examples: tuple[Any, ...], count: int) -> tuple[Any, ...]:
@@ -257,10 +335,23 @@ def load(path: str, model: keras.Model) -> InfluenceMethod | InfluenceScorer:
         storage.TornStoreError: an incomplete or altered store.
         ValueError: another architecture, other weights, or a newer format.
     """
-    manifest, arrays = storage.load_store(path)
+    manifest = storage.read_manifest(path)
+    method_manifest = manifest.get("method", manifest)
+    prefix = "method-" if "method" in manifest else ""
+    in_place = [prefix + name for name in InfluenceMethod._large_arrays(method_manifest)]
+    manifest, arrays = storage.load_store(path, in_place)
     if manifest.get("kind") != InfluenceScorer.__name__:
         return InfluenceMethod._from_store(manifest, arrays, model)
-    encodings = arrays.pop("index")
+    index: HostIndex | storage.StoredIndex
+    if "encodings" in manifest:
+        index = storage.StoredIndex(path, manifest["encodings"])
+        if index.num_datasets == 0:
+            raise ValueError(
+                f"The index in {path} is not whole: {index.num_unfinished} examples so far. Go on "
+                "with `scorer.index(train, directory)`."
+            )
+    else:
+        index = HostIndex(arrays.pop("index"), arrays.pop("ids"), manifest["next_id"])
     method = InfluenceMethod._from_store(
         manifest["method"],
         {name.removeprefix("method-"): array for name, array in arrays.items()},
@@ -273,5 +364,5 @@ def load(path: str, model: keras.Model) -> InfluenceMethod | InfluenceScorer:
         )
     assert isinstance(method, EncodingMethod)
     scorer = InfluenceScorer(method, manifest["k"])
-    scorer._set_index(encodings)
+    scorer._set_index(index)
     return scorer

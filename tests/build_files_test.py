@@ -26,6 +26,8 @@ FLOORS = (
     "checkpoints",
     "callbacks",
     "methods",
+    "retrieval",
+    "indexing",
     "scorer",
     "evaluation",
     "report",

@@ -26,16 +26,17 @@ class Projector:
         self._keep = keep
         self._kept: dict[Any, Directions] = {}
 
-    @classmethod
-    def of_gradients(cls, maps: LossMaps, batch: Any) -> "Projector":
-        """On the gradients of the examples of `batch`: products of gradients."""
-        projector = cls(maps, lambda: maps.example_gradients(batch))
-        projector._kept[maps.coverage(batch).layout] = maps.gradient_directions(batch)
-        return projector
+    def use(self, batch: Any, directions: Directions) -> None:
+        """Gives the directions for batches like `batch`, laid out by other means than `rows`."""
+        self._kept[self._maps.coverage(batch).layout] = directions
 
     def __call__(self, batch: Any) -> tf.Tensor:
         """<grad l_i, v_j>, [B, k]."""
-        return self._maps.project(batch, self._directions(self._maps.coverage(batch)))
+        return self._maps.project(batch, self.directions(batch))
+
+    def directions(self, batch: Any) -> Directions:
+        """Laid out for batches like `batch`; where they are kept, one object for all of them."""
+        return self._directions(self._maps.coverage(batch))
 
     def _directions(self, coverage: Coverage) -> Directions:
         if not self._keep:

@@ -1,5 +1,22 @@
 """Linear algebra on flat vectors and functions. Knows no model and no dataset."""
 
-from keras_influence.linalg.krylov import ArnoldiResult, Eigenbasis, arnoldi, distill
+from keras_influence.linalg.basis import Basis, HostBasis
+from keras_influence.linalg.krylov import (
+    ArnoldiResult,
+    Eigenbasis,
+    Journal,
+    Step,
+    arnoldi,
+    distill,
+)
 
-__all__ = ["ArnoldiResult", "Eigenbasis", "arnoldi", "distill"]
+__all__ = [
+    "ArnoldiResult",
+    "Basis",
+    "Eigenbasis",
+    "HostBasis",
+    "Journal",
+    "Step",
+    "arnoldi",
+    "distill",
+]

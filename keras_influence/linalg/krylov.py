@@ -7,13 +7,11 @@ own size; and an invariant subspace is left by a restart, so that repeated eigen
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-# Entries of the basis that are orthogonalised together, few enough to be read from memory once for
-# a subtraction and the next inner products: 8 MB in float32.
-_BLOCK = 2**21
+from keras_influence.linalg.basis import Basis, HostBasis
 
 
 class ArnoldiResult(NamedTuple):
@@ -22,7 +20,7 @@ class ArnoldiResult(NamedTuple):
     Attributes:
         matrix: float64 [steps, steps], Q H Q'. Upper Hessenberg; tridiagonal up to rounding and
             asymmetry of the operator.
-        basis: [steps, p], orthonormal rows Q.
+        basis: [steps, p], orthonormal rows Q: the `Basis` that was given, or an array.
         remainder: norm of the part of H q_last that lies outside the basis: the residual of an
             eigenpair is this times the last entry of its eigenvector of `matrix`. Zero when the
             basis spans an invariant subspace.
@@ -30,7 +28,7 @@ class ArnoldiResult(NamedTuple):
     """
 
     matrix: np.ndarray
-    basis: np.ndarray
+    basis: Any
     remainder: float
     num_iterations: int
 
@@ -46,30 +44,60 @@ class Eigenbasis(NamedTuple):
 
     Attributes:
         values: float64 [rank], eigenvalues sorted by falling magnitude.
-        vectors: [rank, p], unit eigenvectors as rows.
+        vectors: [rank, p], unit eigenvectors as rows: an array, or a `Basis`.
         residuals: float64 [rank], |H u - lambda u| of each pair. Some eigenvalue of H lies within
             this distance of `values[i]`.
     """
 
     values: np.ndarray
-    vectors: np.ndarray
+    vectors: Any
     residuals: np.ndarray
 
 
-def _orthogonalize(basis: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class Step(NamedTuple):
+    """What one step of the iteration found: all that the next ones need, beside the basis.
+
+    Attributes:
+        coefficients: float64 [step + 1], products of H q_step with the basis.
+        remainder: norm of the part of H q_step outside the basis.
+        image_norm: |H q_step|.
+        restarted: whether that part was rounding, and a random vector came next.
+        last: whether the iteration ended with this step, before its end.
+    """
+
+    coefficients: np.ndarray
+    remainder: float
+    image_norm: float
+    restarted: bool
+    last: bool = False
+
+
+class Journal(Protocol):
+    """Steps that are done, kept where a later process finds them."""
+
+    def steps(self) -> list[Step]:
+        """Those that were recorded, in order."""
+
+    def record(self, step: Step) -> None:
+        """Keeps a step; the basis holds its vectors already."""
+
+
+def _orthogonalize(basis: Basis, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Subtracts from `vector`, in place, its part in the span of `basis`, by Gram-Schmidt twice.
 
     Returns the coefficients and the vector. The second pass's inner products are taken block by
     block while the first pass subtracts, so that the basis is read three times, not four.
     """
-    first = basis @ vector
+    count = basis.shape[0]
+    first = np.zeros(count, vector.dtype)
+    for columns, block in basis.blocks(count):
+        first += block @ vector[columns]
     second = np.zeros_like(first)
-    width = -(-_BLOCK // len(basis))
-    for start in range(0, vector.size, width):
-        columns = slice(start, start + width)
-        vector[columns] -= first @ basis[:, columns]
-        second += basis[:, columns] @ vector[columns]
-    vector -= second @ basis
+    for columns, block in basis.blocks(count):
+        vector[columns] -= first @ block
+        second += block @ vector[columns]
+    for columns, block in basis.blocks(count):
+        vector[columns] -= second @ block
     return first.astype(np.float64) + second, vector
 
 
@@ -84,6 +112,8 @@ def arnoldi(
     num_iterations: int,
     *,
     seed: int = 0,
+    basis: Basis | None = None,
+    journal: Journal | None = None,
 ) -> ArnoldiResult:
     """Builds an orthonormal basis of the Krylov space of a symmetric operator H.
 
@@ -98,10 +128,13 @@ def arnoldi(
         start: [p], any non-zero norm; its float dtype is the dtype of the basis.
         num_iterations: products with H, at least 1. At most p are made.
         seed: seeds the restarts.
+        basis: where the vectors go, of the dtype of `start`; an array in memory by default, which
+            takes `num_iterations * p` numbers.
+        journal: of the steps. Those that it holds, with their vectors in `basis`, are not done
+            again, and those that follow have the bits that they would have had.
 
     Returns:
-        An `ArnoldiResult` of at most `num_iterations` steps. The basis takes
-        `num_iterations * p` numbers of memory.
+        An `ArnoldiResult` of at most `num_iterations` steps.
 
     Raises:
         ValueError: a start vector that is zero, not finite or not flat; a product of another shape;
@@ -130,40 +163,76 @@ def arnoldi(
     # below a few units in the last place of the product, times the growth of a sum of `size` terms.
     tolerance = 10 * np.finfo(vector.dtype).eps * np.sqrt(size)
 
-    basis = np.empty((steps, size), vector.dtype)
-    matrix = np.zeros((steps, steps))
-    random = np.random.default_rng(seed)
-    basis[0] = vector / norm
-    operator_norm = 0.0
-    restarted = False
-    for step in range(steps):
-        image = np.array(matvec(as_given(basis[step])), dtype=vector.dtype)
+    given = basis
+    if basis is None:
+        basis = HostBasis(steps, size, vector.dtype)
+    if basis.dtype != vector.dtype or basis.shape[1] != size:
+        raise ValueError(
+            f"`basis` must hold vectors [{size}] of {vector.dtype}. Received: vectors "
+            f"[{basis.shape[1]}] of {basis.dtype}."
+        )
+    done = journal.steps()[:steps] if journal is not None else []
+    if done:
+        # One vector more than steps, but for the last step's.
+        needed = len(done) if done[-1].last or len(done) == steps else len(done) + 1
+        if basis.shape[0] < needed:
+            raise ValueError(
+                f"The journal has {len(done)} steps, whose vectors `basis` must hold: {needed}. "
+                f"It holds {basis.shape[0]}."
+            )
+        basis.truncate(needed)
+    else:
+        basis.truncate(0)
+        basis.append(vector / norm)
+    operator_norm = max((step.image_norm for step in done), default=0.0)
+    restarted = done[-1].restarted if done else False
+    for number in range(len(done), steps):
+        if done and done[-1].last:
+            break
+        image = np.array(matvec(as_given(basis[number : number + 1][0])), dtype=vector.dtype)
         if image.shape != (size,):
             raise ValueError(f"`matvec` must return shape ({size},). It returned {image.shape}.")
         image_norm = _norm(image)
         if not np.isfinite(image_norm):
             raise FloatingPointError(
-                f"The operator's product at step {step} of {steps} is not finite. A loss or a "
+                f"The operator's product at step {number} of {steps} is not finite. A loss or a "
                 "gradient overflowed, or the model's weights hold NaN."
             )
         if restarted and image_norm <= tolerance * operator_norm:
             # A random vector outside the invariant space is mapped to nothing: so is all of it.
-            return ArnoldiResult(matrix[:step, :step], basis[:step], 0.0, num_iterations)
-        operator_norm = max(operator_norm, image_norm)
-        coefficients, rest = _orthogonalize(basis[: step + 1], image)
-        matrix[: step + 1, step] = coefficients
-        remainder = _norm(rest)
-        restarted = remainder <= tolerance * operator_norm
-        if step + 1 == steps:
-            break
-        if restarted:
-            remainder = 0.0
-            rest = random.standard_normal(size).astype(vector.dtype)
-            _, rest = _orthogonalize(basis[: step + 1], rest)
+            done.append(Step(np.zeros(number + 1), 0.0, image_norm, False, last=True))
         else:
-            matrix[step + 1, step] = remainder
-        basis[step + 1] = rest / _norm(rest)
-    return ArnoldiResult(matrix, basis, 0.0 if restarted else remainder, num_iterations)
+            operator_norm = max(operator_norm, image_norm)
+            coefficients, rest = _orthogonalize(basis, image)
+            remainder = _norm(rest)
+            restarted = bool(remainder <= tolerance * operator_norm)
+            if number + 1 < steps:
+                if restarted:
+                    # Of the step's own seed, so that one that begins here draws the same.
+                    random = np.random.default_rng([seed, number])
+                    rest = random.standard_normal(size).astype(vector.dtype)
+                    _, rest = _orthogonalize(basis, rest)
+                basis.append(rest / _norm(rest))
+            done.append(Step(coefficients, remainder, image_norm, restarted))
+        if journal is not None:
+            journal.record(done[-1])
+    return _result(done, basis if given is not None else basis[:], steps, num_iterations)
+
+
+def _result(done: list[Step], basis: Any, steps: int, num_iterations: int) -> ArnoldiResult:
+    if done[-1].last:
+        done = done[:-1]
+    count = len(done)
+    matrix = np.zeros((count, count))
+    for number, step in enumerate(done):
+        matrix[: number + 1, number] = step.coefficients
+        if number + 1 < count and not step.restarted:
+            matrix[number + 1, number] = step.remainder
+    if isinstance(basis, np.ndarray):
+        basis = basis[:count]
+    # Short of the steps that were asked for, the last one met an invariant space.
+    remainder = 0.0 if done[-1].restarted or count < steps else done[-1].remainder
+    return ArnoldiResult(matrix, basis, remainder, num_iterations)
 
 
 def _like(start: Any) -> Callable[[np.ndarray], Any]:
@@ -174,13 +243,15 @@ def _like(start: Any) -> Callable[[np.ndarray], Any]:
     return tf.convert_to_tensor if tf.is_tensor(start) else lambda vector: vector
 
 
-def distill(result: ArnoldiResult, rank: int) -> Eigenbasis:
+def distill(result: ArnoldiResult, rank: int, vectors: Basis | None = None) -> Eigenbasis:
     """The `rank` eigenpairs of largest magnitude that a Krylov space holds.
 
     Args:
         result: from `arnoldi`.
         rank: pairs to keep. Where the iteration ended early, because the operator has fewer
             non-zero eigenvalues, fewer pairs come back.
+        vectors: where to put the eigenvectors, with room for as many rows as there are pairs; an
+            array by default.
 
     Raises:
         ValueError: `rank` below 1, or above the iterations that `arnoldi` was asked for.
@@ -196,5 +267,18 @@ def distill(result: ArnoldiResult, rank: int) -> Eigenbasis:
     # H Q'S - Q'S diag(values) = Q'(T S - S diag(values)) + remainder * q_next * (last row of S).
     inside = np.linalg.norm(result.matrix @ inner - inner * values, axis=0)
     residuals = np.hypot(inside, result.remainder * np.abs(inner[-1]))
-    vectors = inner.T.astype(result.basis.dtype) @ result.basis
-    return Eigenbasis(values, vectors, residuals)
+    combination = inner.T.astype(result.basis.dtype)
+    kept = vectors
+    if kept is None:
+        kept = HostBasis(len(values), result.basis.shape[1], result.basis.dtype)
+    _combine(combination, result.basis, kept)
+    return Eigenbasis(values, kept[:] if vectors is None else kept, residuals)
+
+
+def _combine(combination: np.ndarray, basis: Any, out: Basis) -> None:
+    """Rows of `basis`, combined, into `out`."""
+    if isinstance(basis, np.ndarray):
+        out.write(slice(None), combination @ basis)
+        return
+    for columns, block in basis.blocks(combination.shape[1]):
+        out.write(columns, combination @ block)

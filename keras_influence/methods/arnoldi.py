@@ -1,16 +1,33 @@
 """Influence on the dominant eigenvectors of the loss's Hessian."""
 
+import os
+import pathlib
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_influence import data, distribution
-from keras_influence.linalg import Eigenbasis, arnoldi, distill
+from keras_influence import checkpoints, data, distribution, storage
+from keras_influence.gradients import Projector
+from keras_influence.linalg import (
+    ArnoldiResult,
+    Basis,
+    Eigenbasis,
+    HostBasis,
+    Journal,
+    arnoldi,
+    distill,
+)
 from keras_influence.methods.encoding import EncodingMethod
+from keras_influence.methods.preemption import between_steps
+from keras_influence.methods.resumption import (
+    DurableBasis,
+    FitDirectory,
+    examples_fingerprint,
+)
 
 NEGATIVE_EIGENVALUES = ("drop", "keep", "absolute")
 
@@ -41,6 +58,9 @@ class Arnoldi(EncodingMethod):
         num_examples: training examples that make up H, drawn once with `seed`; all by default. The
             same ones serve every product.
         seed: of the starting vector and of the draw.
+        basis: where the iteration keeps its vectors, `num_iterations` times the parameters:
+            `"host"`, in memory, or a directory, for those that are larger. There the fit can be
+            gone on with, as with `fit(..., directory=)`.
         **kwargs: `loss`, `variables`, `sequence_reduction`, `batch_size`, `scale`, `verbose`: see
             `InfluenceMethod`.
 
@@ -58,6 +78,7 @@ class Arnoldi(EncodingMethod):
     """
 
     _bound_to_weights = True
+    _large = ("vectors",)
 
     def __init__(
         self,
@@ -70,6 +91,7 @@ class Arnoldi(EncodingMethod):
         negative_eigenvalues: str = "drop",
         num_examples: int | None = None,
         seed: int = 0,
+        basis: str | os.PathLike = "host",
         **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
@@ -96,31 +118,128 @@ class Arnoldi(EncodingMethod):
         self.negative_eigenvalues = negative_eigenvalues
         self.num_examples = num_examples
         self.seed = seed
+        self.basis = os.fspath(basis)
+        if "://" in self.basis:
+            raise ValueError(
+                f"`basis` must be on a local disk, where each step's vector is read again. "
+                f"Received: {self.basis!r}."
+            )
         self.eigenbasis: Eigenbasis | None = None
         self.product_seconds: float | None = None
         self.asymmetry: float | None = None
 
-    def _fit(self, dataset: Any) -> int:
-        batches, num_train = data.freeze(dataset, self.batch_size, self.num_examples, self.seed)
-        examples = sum(batch.num_examples for batch in batches)
-        batches = [
-            batch._replace(
-                examples=tf.nest.map_structure(tf.convert_to_tensor, batch.examples),
-                weights=tf.convert_to_tensor(batch.weights),
+    def fit(self, dataset: Any, directory: str | os.PathLike | None = None) -> Self:
+        """Finds the eigenbasis of the training set's Hessian.
+
+        Args:
+            dataset: the training data; see `data.batches` for the forms it may take.
+            directory: where to keep each finished step. A fit of the same model, weights, data and
+                settings with the same directory goes on after the last one, to the bits of a fit
+                that was never interrupted; when all are done the directory is what `save` writes,
+                and such a fit reads it. On SIGTERM the step in hand is finished, and the process
+                exits with code 143.
+
+        Returns:
+            The method itself.
+
+        Raises:
+            ValueError: the directory holds another fit, or something else.
+            storage.StoreInUseError: another process is fitting there.
+        """
+        if directory is None:
+            directory = None if self.basis == "host" else self.basis
+        elif self.basis not in ("host", os.fspath(directory)):
+            raise ValueError(
+                f"The basis lies in {self.basis!r}, where the fit's steps are kept too. Received "
+                f"another directory: {os.fspath(directory)!r}."
             )
-            for batch in batches
-        ]
+        if directory is None:
+            return super().fit(dataset)
+        distribution.check_one_worker(self.model, "A fit in a directory")
+        path = pathlib.Path(directory)
+        with storage.writing(path), between_steps("the fit") as check:
+            self._timed(dataset, lambda: self._fit_in(path, dataset, check))
+        return self
+
+    def _fit(self, dataset: Any) -> int:
+        batches, num_train = self._frozen(dataset)
+        self._set_basis(self._iterate(batches, dataset))
+        return num_train
+
+    def _fit_in(self, path: pathlib.Path, dataset: Any, check: Any) -> int:
+        batches, num_train = self._frozen(dataset)
+        directory = FitDirectory(path, self._identity(batches, num_train))
+        if directory.finished:
+            manifest, arrays = storage.load_store(path, self._large if self._on_disk else ())
+            self._set_state(arrays)
+            self.asymmetry = manifest["asymmetry"]
+            directory.finish(manifest, arrays)
+            return num_train
+        size, dtype = self._size, self.maps.parameters.dtype.as_numpy_dtype
+        steps = min(self.num_iterations, size)
+        stored = directory.basis(steps, size, dtype, self.memory_budget)
+        basis: Basis = stored
+        if not self._on_disk:
+            basis = DurableBasis(HostBasis(steps, size, dtype), stored)
+        result = self._iterate(batches, dataset, basis, directory.journal(check))
+        vectors = None
+        if self._on_disk:
+            kept = min(self.rank, len(result.matrix))
+            vectors = storage.StoredRows.create(path, "vectors", (kept, size), dtype, stored.width)
+        self._set_basis(result, vectors)
+        self.num_train = num_train
+        manifest, arrays = self._to_store()
+        directory.finish({**manifest, "asymmetry": self.asymmetry}, arrays)
+        return num_train
+
+    @property
+    def _on_disk(self) -> bool:
+        return self.basis != "host"
+
+    @property
+    def _size(self) -> int:
+        return self.maps.parameters.size
+
+    def _identity(self, batches: Sequence[data.Batch], num_train: int) -> dict[str, Any]:
+        """All that the bits of the result depend on."""
+        config = self.get_config()
+        for name in ("verbose", "memory_budget", "basis", "scale", "damping"):
+            del config[name]
+        return {
+            **config,
+            "kind": type(self).__name__,
+            "on_disk": self._on_disk,
+            "architecture": checkpoints.architecture_fingerprint(self.model),
+            "weights": self._fitted_weights,
+            "data": examples_fingerprint(batches),
+            "num_train": num_train,
+        }
+
+    def _frozen(self, dataset: Any) -> tuple[list[data.Batch], int]:
+        return data.freeze(dataset, self.batch_size, self.num_examples, self.seed)
+
+    def _iterate(
+        self,
+        frozen: list[data.Batch],
+        dataset: Any,
+        basis: Basis | None = None,
+        journal: Journal | None = None,
+    ) -> ArnoldiResult:
+        """The iteration over `frozen`, which is emptied: the host needs no copy."""
+        examples = sum(batch.num_examples for batch in frozen)
+        batches = distribution.place(frozen, self.model)
+        frozen.clear()
         parameters = self.maps.parameters
         progress = self._progress(
             "Hessian-vector products", min(self.num_iterations, parameters.size)
         )
+        if journal is not None:
+            progress.add(len(journal.steps()))
         seconds: list[float] = []
 
         def product(vector: tf.Tensor) -> np.ndarray:
             start = time.perf_counter()
-            summed = distribution.total(
-                lambda batch: self.maps.curvature(batch.examples, vector, batch.weights), batches
-            )
+            summed = distribution.total(self.maps.curvature, batches, self.model, vector)
             result = (summed / examples + self.l2 * vector).numpy()
             seconds.append(time.perf_counter() - start)
             progress.add(1)
@@ -130,15 +249,19 @@ class Arnoldi(EncodingMethod):
             [parameters.size], [self.seed, 0], dtype=parameters.dtype
         )
         try:
-            result = arnoldi(product, start, self.num_iterations, seed=self.seed)
+            result = arnoldi(
+                product, start, self.num_iterations, seed=self.seed, basis=basis, journal=journal
+            )
         except FloatingPointError:
-            self._diagnose(batches)
+            self._diagnose(self._frozen(dataset)[0])
             raise
         progress.close()
         self.product_seconds = sum(seconds)
+        return result
+
+    def _set_basis(self, result: ArnoldiResult, vectors: Basis | None = None) -> None:
         self.asymmetry = result.asymmetry
-        self.eigenbasis = distill(result, self.rank)
-        return num_train
+        self.eigenbasis = distill(result, self.rank, vectors)
 
     def _check_ready(self) -> None:
         self._check_fitted()
@@ -150,6 +273,11 @@ class Arnoldi(EncodingMethod):
 
     def _direction_rows(self, start: int, stop: int) -> np.ndarray:
         return self._fitted_basis().vectors[start:stop]
+
+    def _query_projectors(self) -> Iterator[Projector]:
+        # Vectors that were too many for memory are so for a copy of them that is laid out.
+        several = len(list(self._projectors())) > 1
+        return self._projectors(keep=not (several and self._on_disk))
 
     @property
     def metric(self) -> np.ndarray:
@@ -204,6 +332,7 @@ class Arnoldi(EncodingMethod):
             "negative_eigenvalues": self.negative_eigenvalues,
             "num_examples": self.num_examples,
             "seed": self.seed,
+            "basis": self.basis,
         }
 
     def _state(self) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import abc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NoReturn, Self
 
 import keras
@@ -45,6 +45,8 @@ class InfluenceMethod(abc.ABC):
     _registry: ClassVar[dict[str, type["InfluenceMethod"]]] = {}
     # Whether what `fit` computed holds for the weights of that moment only.
     _bound_to_weights: ClassVar[bool] = False
+    # Arrays of `_state` that may be larger than memory.
+    _large: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -97,13 +99,17 @@ class InfluenceMethod(abc.ABC):
         Returns:
             The method itself.
         """
+        self._timed(dataset, lambda: self._fit(dataset))
+        return self
+
+    def _timed(self, dataset: Any, fit: Callable[[], int]) -> None:
         start = time.perf_counter()
         # Before the long work: what will be slow is said now.
         self._survey(dataset)
-        self.num_train = self._fit(dataset)
-        self.fit_seconds = time.perf_counter() - start
+        # Of the weights that are fitted, should another thread change them meanwhile.
         self._fitted_weights = checkpoints.weights_fingerprint(self.model)
-        return self
+        self.num_train = fit()
+        self.fit_seconds = time.perf_counter() - start
 
     def _survey(self, dataset: Any) -> None:
         """Refuses what has no per-example loss, and finds out which rules serve the layers."""
@@ -236,8 +242,16 @@ class InfluenceMethod(abc.ABC):
         return manifest, self._state()
 
     @staticmethod
+    def _large_arrays(manifest: dict[str, Any]) -> tuple[str, ...]:
+        """Arrays of a store that `_from_store` takes unread."""
+        cls = InfluenceMethod._registry.get(manifest.get("kind", ""))
+        if cls is None or manifest["config"].get("basis", "host") == "host":
+            return ()
+        return cls._large
+
+    @staticmethod
     def _from_store(
-        manifest: dict[str, Any], arrays: dict[str, np.ndarray], model: keras.Model
+        manifest: dict[str, Any], arrays: dict[str, Any], model: keras.Model
     ) -> "InfluenceMethod":
         """The method in a store, on `model`, which must be the one that it was fitted on."""
         kind = manifest["kind"]
@@ -301,21 +315,39 @@ class InfluenceMethod(abc.ABC):
         return 1.0 / self.num_train
 
     def _gather(
-        self, function: Callable[[tuple[Any, ...]], tf.Tensor], dataset: Any, what: str
+        self,
+        function: Callable[..., tf.Tensor],
+        dataset: Any,
+        what: str,
+        operands: Callable[[Any], Any] | None = None,
     ) -> np.ndarray:
-        """[N, ...] of `function(examples)` over an ordered dataset, checked to be finite."""
+        """[N, ...] of `function(examples[, operands])` over an ordered dataset; all finite.
+
+        Args: as of `distribution.gather`.
+        """
         data.check_order(dataset)
         progress = self._progress(what)
-
-        def one_batch(batch: data.Batch) -> tf.Tensor:
-            rows = function(batch.examples)
-            self._check_finite(rows, batch, what)
-            progress.add(1)
-            return rows
-
-        rows = distribution.gather(one_batch, data.batches(dataset, self.batch_size))
+        batches = data.batches(dataset, self.batch_size)
+        rows = self._rows(function, batches, what, operands, progress)
         progress.close()
         return rows
+
+    def _rows(
+        self,
+        function: Callable[..., tf.Tensor],
+        batches: Iterable[data.Batch],
+        what: str,
+        operands: Callable[[Any], Any] | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """The same, of batches."""
+
+        def check(batch: data.Batch, rows: np.ndarray) -> None:
+            self._check_finite(rows, batch, what)
+            if progress is not None:
+                progress.add(1)
+
+        return distribution.gather(function, batches, self.model, operands, check)
 
     def _check_finite(self, rows: Any, batch: data.Batch, what: str) -> None:
         rows = np.asarray(rows)[: batch.num_examples].reshape(batch.num_examples, -1)
@@ -324,7 +356,8 @@ class InfluenceMethod(abc.ABC):
             self._raise_bad_example(batch, int(bad[0]), what)
 
     def _raise_bad_example(self, batch: data.Batch, row: int, what: str) -> None:
-        loss = float(np.asarray(self.maps.losses(batch.examples))[row])
+        losses = distribution.here(self.maps.losses, self.model, batch.examples)
+        loss = float(np.asarray(losses)[row])
         label = tf.nest.map_structure(lambda array: array[row], batch.examples[1])
         raise FloatingPointError(
             f"The {what} of example {batch.ids[row]} is not finite: its loss is {loss}, its label "
@@ -335,10 +368,7 @@ class InfluenceMethod(abc.ABC):
     def _diagnose(self, batches: list[data.Batch]) -> None:
         """Raises for the first example whose loss is not finite, if there is one."""
         for batch in batches:
-            losses = np.asarray(self.maps.losses(batch.examples))[: batch.num_examples]
-            bad = np.flatnonzero(~np.isfinite(losses))
-            if len(bad):
-                self._raise_bad_example(batch, int(bad[0]), "loss")
+            self._rows(self.maps.losses, [batch], "loss")
 
     def _progress(self, what: str, target: int | None = None) -> Progress:
         show = sys.stdout.isatty() if self.verbose == "auto" else bool(self.verbose)

@@ -1,12 +1,14 @@
 """Methods that score through directions in parameter space."""
 
 import abc
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from keras_influence import data
+from keras_influence import data, distribution
 from keras_influence.gradients import Projector
 from keras_influence.methods.base import InfluenceMethod
 
@@ -26,7 +28,8 @@ class DirectionMethod(InfluenceMethod):
         factor = self._per_train()
         rows = []
         for projector, count in self._projectors(queries):
-            rows.append(self._gather(projector, train, "projection").T[:count])
+            projected = self._gather(self.maps.project, train, "projection", projector.directions)
+            rows.append(projected.T[:count])
         return (np.concatenate(rows) * factor).astype(np.float32)
 
     @abc.abstractmethod
@@ -45,9 +48,16 @@ class GradientMethod(DirectionMethod):
 
     def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
         for batch in self._query_batches(queries):
-            norms = self.maps.squared_norms(batch.examples)
-            self._check_finite(norms, batch, "gradient")
-            yield Projector.of_gradients(self.maps, batch.examples), batch.num_examples
+            self._rows(self.maps.squared_norms, [batch], "gradient")
+            projector = Projector(self.maps, functools.partial(self._gradients, batch.examples))
+            directions = distribution.everywhere(
+                self.maps.gradient_directions, self.model, batch.examples
+            )
+            projector.use(batch.examples, directions)
+            yield projector, batch.num_examples
+
+    def _gradients(self, examples: Any) -> tf.Tensor:
+        return distribution.here(self.maps.example_gradients, self.model, examples)
 
     def _squared_norms(self, dataset: Any) -> np.ndarray:
         return self._gather(self.maps.squared_norms, dataset, "gradient norm")

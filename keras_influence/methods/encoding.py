@@ -42,13 +42,16 @@ class EncodingMethod(InfluenceMethod):
         """Weights of the coordinates' products, float64 [rank]."""
 
     def _query_projectors(self) -> Iterator[Projector]:
-        """For queries that come a few at a time: what is laid out once serves all of them."""
+        """For examples that come a few at a time: what is laid out once serves all of them."""
         return self._projectors()
 
     def encode(self, dataset: Any) -> np.ndarray:
         """<grad l(x), u_j> of every example: [N, rank], float32 (float64 for a float64 model)."""
         self._check_ready()
-        blocks = [self._gather(each, dataset, "encoding") for each in self._projectors()]
+        blocks = [
+            self._gather(self.maps.project, dataset, "encoding", each.directions)
+            for each in self._projectors()
+        ]
         return np.concatenate(blocks, axis=1)
 
     def scores(self, queries: Any, train: Any) -> np.ndarray:

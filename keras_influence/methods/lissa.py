@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_influence import data
+from keras_influence import data, distribution
 from keras_influence.gradients import Projector
 from keras_influence.methods.direction import DirectionMethod
 
@@ -103,9 +103,8 @@ class LiSSA(DirectionMethod):
     def _gradient_blocks(self, queries: Any) -> Iterator[tf.Tensor]:
         """Gradients of the queries, [b, p]."""
         for batch in self._query_batches(queries):
-            gradients = self.maps.example_gradients(batch.examples)
-            self._check_finite(gradients, batch, "gradient")
-            yield gradients[: batch.num_examples]
+            gradients = self._rows(self.maps.example_gradients, [batch], "gradient")
+            yield tf.convert_to_tensor(gradients)
 
     def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
         runs = [
@@ -123,8 +122,12 @@ class LiSSA(DirectionMethod):
         progress = self._progress("recursion", self.depth)
         for step in range(1, self.depth + 1):
             rows = random.choice(len(self._train.ids), size, replace=False)
-            examples = tf.nest.map_structure(tf.convert_to_tensor, self._train.take(rows))
-            products = [self.maps.curvature(examples, row) for row in tf.unstack(solution)]
+            batch = data.Batch(self._train.take(rows), np.ones(size, np.float32), rows)
+            batches = distribution.place([batch], self.model)
+            products = [
+                distribution.total(self.maps.curvature, batches, self.model, row)
+                for row in tf.unstack(solution)
+            ]
             curved = tf.stack(products) / size + self.damping * solution
             squares = tf.reduce_sum(solution * solution, axis=1)
             quotients += (tf.reduce_sum(solution * curved, axis=1) / squares).numpy().tolist()

@@ -1,114 +1,110 @@
 """A directory of arrays with a manifest: whole, or not there.
 
-Everything is first written into a hidden sibling directory, flushed to disk, and then renamed, so
-that a process killed at any instant leaves either no store or a complete one. Arrays are `.npy`
-files; the manifest lists each one's size and SHA-256, so that a torn or edited file is found out
-when it is read, not when its numbers have been used.
+On a local disk everything is first written into a hidden sibling directory, flushed, and then
+renamed, so that a process killed at any instant leaves either no store or a complete one. In a
+bucket, which renames nothing, the manifest is written last, and what has none is no store. Arrays
+are Zarr 3 with a checksum in every chunk, and the manifest has one too, so that a torn or edited
+file is found out when it is read, not when its numbers have been used.
 """
 
-import hashlib
 import json
 import os
 import pathlib
-import shutil
-import uuid
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-FORMAT_VERSION = 1
-_MANIFEST = "manifest.json"
+from keras_influence.storage.errors import TornStoreError
+from keras_influence.storage.files import commit_directory, sealed, unsealed, write_json
+from keras_influence.storage.rows import StoredRows
+from keras_influence.storage.zarr import (
+    ArrayFile,
+    is_local,
+    key_value_store,
+    readable_errors,
+    url,
+)
+
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+
+# Rows of an array that is not in memory are copied so many bytes at a time.
+_COPY_BYTES = 2**26
 
 
-class TornStoreError(OSError):
-    """A store or checkpoint on disk is incomplete or does not match its manifest."""
+class _Rows(Protocol):
+    """An array, or what gives its rows."""
 
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    @property
+    def dtype(self) -> np.dtype: ...
 
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as JSON so that `path` holds the old content or the new, never a part."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def commit_directory(path: str | os.PathLike, fill: Callable[[pathlib.Path], None]) -> None:
-    """Creates directory `path` with the files that `fill(directory)` writes, all or nothing.
-
-    Raises:
-        FileExistsError: when `path` exists; nothing is touched.
-    """
-    path = pathlib.Path(path)
-    if path.exists():
-        raise FileExistsError(
-            f"{path} exists and is not overwritten. Remove it, or choose another path."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    temporary.mkdir()
-    try:
-        fill(temporary)
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync(path.parent)
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
 
 
 def save_store(
-    path: str | os.PathLike, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    path: str | os.PathLike, manifest: Mapping[str, Any], arrays: Mapping[str, _Rows]
 ) -> None:
     """Writes `arrays` and then `manifest` into the new directory `path`.
 
     Args:
-        path: a directory that does not exist yet; its parents are made.
-        manifest: JSON values; the key `format_version` and `arrays` are added.
-        arrays: name -> array.
+        path: a directory that does not exist yet; its parents are made. Or the URL of a place in a
+            bucket, `gs://...` or `s3://...`.
+        manifest: JSON values; the keys `format_version` and `arrays` are added.
+        arrays: name -> array, or what gives slices of its rows.
 
     Raises:
         FileExistsError: when `path` exists.
         OSError: when the disk is full or the place cannot be written; no partial store is left.
     """
 
-    def fill(directory: pathlib.Path) -> None:
-        listing = {}
-        for name, array in arrays.items():
-            file = directory / f"{name}.npy"
-            np.save(file, array, allow_pickle=False)
-            listing[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-        write_json(
-            directory / _MANIFEST,
-            {**manifest, "format_version": FORMAT_VERSION, "arrays": listing},
-        )
+    if is_local(path):
+        commit_directory(path, lambda directory: fill_store(directory, manifest, arrays))
+        return
+    with readable_errors(url(path)):
+        if key_value_store(url(path)).list().result():
+            raise FileExistsError(
+                f"{path} is not empty and is not overwritten. Remove it, or choose another place."
+            )
+    fill_store(path, manifest, arrays)
 
-    commit_directory(path, fill)
+
+def fill_store(
+    path: str | os.PathLike, manifest: Mapping[str, Any], arrays: Mapping[str, _Rows]
+) -> None:
+    """Writes `arrays`, and then `manifest`, into a directory that may hold other things.
+
+    `StoredRows` of this directory by their own name stay where they are.
+    """
+    listing = {}
+    for name, array in arrays.items():
+        chunk = array.file.chunk if isinstance(array, StoredRows) else None
+        file = ArrayFile(path, name, array.shape, np.dtype(array.dtype).name, chunk)
+        if not (isinstance(array, StoredRows) and array.file.location == file.location):
+            _write(file, array)
+        listing[name] = file.describe()
+    whole = sealed({**manifest, "format_version": FORMAT_VERSION, "arrays": listing})
+    if is_local(path):
+        write_json(pathlib.Path(path) / MANIFEST, whole)
+        return
+    with readable_errors(url(path)):
+        key_value_store(url(path)).write(MANIFEST, json.dumps(whole).encode()).result()
+
+
+def _write(file: ArrayFile, array: _Rows) -> None:
+    stored = file.create()
+    with readable_errors(file.location):
+        if isinstance(array, np.ndarray):
+            stored.write(array).result()
+            return
+        rows = max(1, _COPY_BYTES // (array.shape[1] * array.dtype.itemsize))
+        rows = -(-rows // file.chunk[0]) * file.chunk[0]
+        for start in range(0, array.shape[0], rows):
+            stop = min(start + rows, array.shape[0])
+            stored[start:stop].write(array[start:stop]).result()
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
@@ -116,48 +112,65 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: when there is no store at `path`.
-        TornStoreError: when the manifest is missing or is not JSON.
-        ValueError: when a newer version of the library wrote it.
+        TornStoreError: when the manifest is missing, or is not what was written.
+        ValueError: when another version of the library wrote it.
     """
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no directory at {path}.")
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    place = f"{path}/{MANIFEST}"
+    if is_local(path):
+        if not pathlib.Path(path).is_dir():
+            raise FileNotFoundError(f"There is no directory at {path}.")
+        file = pathlib.Path(path) / MANIFEST
+        text = file.read_bytes() if file.exists() else None
+    else:
+        with readable_errors(url(path)):
+            value = key_value_store(url(path)).read(MANIFEST).result()
+        text = value.value if value.state == "value" else None
+    if text is None:
         raise TornStoreError(
-            f"{path} has no {_MANIFEST}: it was not written by `save`, or is incomplete."
-        ) from None
-    except ValueError as error:
-        raise TornStoreError(f"{path / _MANIFEST} is damaged: {error}.") from error
-    version = manifest.get("format_version")
-    if not isinstance(version, int):
-        raise TornStoreError(f"{path / _MANIFEST} names no format_version: not one of ours.")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}; this keras_influence reads up to "
-            f"{FORMAT_VERSION}. Upgrade keras_influence."
+            f"{path} has no {MANIFEST}: it was not written by `save`, or is incomplete."
         )
-    return manifest
+    version = _version(text, place)
+    if version != FORMAT_VERSION:
+        advice = "Upgrade keras_influence." if version > FORMAT_VERSION else "Save it anew."
+        raise ValueError(
+            f"{path} has format version {version}; this keras_influence reads {FORMAT_VERSION}. "
+            f"{advice}"
+        )
+    return unsealed(text, place)
 
 
-def load_store(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Manifest and arrays of the store at `path`, each array checked against the manifest.
+def _version(text: bytes, place: str) -> int:
+    # Before the checksum, which another version may reckon otherwise.
+    try:
+        version = json.loads(text).get("format_version")
+    except (ValueError, AttributeError) as error:
+        raise TornStoreError(f"{place} is damaged: {error}.") from error
+    if not isinstance(version, int):
+        raise TornStoreError(f"{place} names no format_version: not one of ours.")
+    return version
+
+
+def load_store(
+    path: str | os.PathLike, in_place: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Manifest and arrays of the store at `path`, every chunk checked.
+
+    Args:
+        path: as `save_store` was given.
+        in_place: names of arrays that are not read now: their rows are, when they are asked for,
+            and checked then.
 
     Raises:
         FileNotFoundError, TornStoreError, ValueError: as `read_manifest`; `TornStoreError` also
-            when an array's file is missing, shortened or altered.
+            when a chunk of an array is missing, shortened or altered.
     """
-    path = pathlib.Path(path)
     manifest = read_manifest(path)
-    arrays = {}
-    for name, expected in manifest["arrays"].items():
-        file = path / f"{name}.npy"
-        if not file.exists():
-            raise TornStoreError(f"{file} is missing: the store is incomplete. Save it again.")
-        if file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
-            raise TornStoreError(
-                f"{file} does not match the manifest (truncated or altered). Save it again."
-            )
-        arrays[name] = np.load(file, allow_pickle=False)
+    arrays: dict[str, Any] = {}
+    for name, described in manifest["arrays"].items():
+        file = ArrayFile(path, name, **described)
+        if name in in_place:
+            arrays[name] = StoredRows.open(file)
+            arrays[name].check_whole()
+        else:
+            arrays[name] = file.read()
     return manifest, arrays

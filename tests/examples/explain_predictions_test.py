@@ -32,9 +32,11 @@ def run(small_program, run_program, tmp_path):
 
 
 # One of each kind: through encodings, over checkpoints, by a system for each query.
-@pytest.mark.parametrize("method", ["arnoldi", "tracin", "lissa"])
-def test_every_kind_of_method(run, two_halves, method):
-    directory = run(method=method, test_ids="3,8", corruption=0.1)
+@pytest.mark.parametrize(
+    ("method", "strategy"), [("arnoldi", "mirrored"), ("tracin", "none"), ("lissa", "none")]
+)
+def test_every_kind_of_method(run, two_halves, method, strategy):
+    directory = run(method=method, strategy=strategy, test_ids="3,8", corruption=0.1)
     results = json.loads((directory / "influences.json").read_text())
     assert results["settings"]["method"] == method
     assert results["settings"]["test_accuracy"] == 1

@@ -108,6 +108,27 @@ def test_a_method_that_diverges_is_left_out(run):
     assert (directory / "suspicious.png").exists()
 
 
+@pytest.mark.slow
+def test_a_mirrored_model_gives_the_same_scores(run, tmp_path):
+    # Of one replica here, on the CPU; the tests of the strategies have more.
+    found = []
+    for strategy in ("none", "mirrored"):
+        directory = tmp_path / strategy
+        run(strategy=strategy, output_dir=directory, methods="arnoldi,tracin", rank="2", epochs=2)
+        results = json.loads((directory / "results.json").read_text())
+        assert results["settings"]["strategy"] == strategy
+        found.append(np.load(directory / "scores.npz"))
+    for name in ("arnoldi_2", "tracin_1", "tracin_2"):
+        scale = np.abs(found[0][name]).max()
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("changes", [{"strategy": "tpu"}, {"tpu": "mine"}])
+def test_a_tpu_needs_a_name_and_a_name_a_tpu(run, changes):
+    with pytest.raises(flags.IllegalFlagValueError, match="--strategy=tpu and --tpu=NAME"):
+        run(**changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
