@@ -54,6 +54,7 @@ FORWARD_DIRECTIONS = 10
 BLOCK_BYTES = 256 * 2**20
 # Where precision of the products is compared: (model, rank).
 BFLOAT16 = ("large_cnn", 100)
+_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Problem(NamedTuple):
@@ -100,21 +101,26 @@ def problem(name: str, batch_size: int | None, contraction: Contraction | None =
     """A model of `examples/models.py` with random weights, and random examples of its shapes."""
     keras.utils.set_random_seed(SEED)
     batch_size = batch_size or BATCH_SIZES[name]
-    random = np.random.default_rng(SEED)
-    batch: Any
     if name == "transformer":
-        model = models.transformer()
-        num_tokens, vocabulary = model.output_shape[1:]
-        source, target, labels = tf.constant(
-            random.integers(0, vocabulary, (3, batch_size, num_tokens), np.int32)
-        )
-        batch = ((source, target), labels)
-    else:
-        model = models.MODELS[name]((28, 28, 1), 10)
-        images = random.standard_normal((batch_size, 28, 28, 1), np.float32)
-        batch = (tf.constant(images), tf.constant(random.integers(0, 10, batch_size)))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return Problem(LossMaps(model, loss, contraction=contraction), batch, batch_size)
+        return token_problem(models.transformer(), batch_size, contraction)
+    random = np.random.default_rng(SEED)
+    model = models.MODELS[name]((28, 28, 1), 10)
+    images = random.standard_normal((batch_size, 28, 28, 1), np.float32)
+    batch = (tf.constant(images), tf.constant(random.integers(0, 10, batch_size)))
+    return Problem(LossMaps(model, _LOSS, contraction=contraction), batch, batch_size)
+
+
+def token_problem(
+    model: keras.Model, batch_size: int, contraction: Contraction | None = None
+) -> Problem:
+    """`models.transformer` of any size, and random tokens."""
+    random = np.random.default_rng(SEED)
+    num_tokens, vocabulary = model.output_shape[1:]
+    source, target, labels = tf.constant(
+        random.integers(0, vocabulary, (3, batch_size, num_tokens), np.int32)
+    )
+    batch = ((source, target), labels)
+    return Problem(LossMaps(model, _LOSS, contraction=contraction), batch, batch_size)
 
 
 def random_directions(maps: LossMaps, rank: int) -> tf.Tensor:

@@ -1,6 +1,7 @@
 """A function of examples, over some examples at a time, so that what it holds is bounded."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,31 +22,69 @@ def over_examples(
     """
     size = tensors[0].shape[0]
     block = max(1, int(budget // max(bytes_each, 1.0)))
-    if size is not None and size <= block:
+    if size is None:
+        total = tf.shape(tensors[0])[0]
+
+        def some(index: tf.Tensor) -> tf.Tensor:
+            start, end = index * block, tf.minimum((index + 1) * block, total)
+            return function(*(tensor[start:end] for tensor in tensors))
+
+        return _by_turns(some, (total + block - 1) // block, tensors[-1].dtype)
+    if size <= block:
         return function(*tensors)
-    if size is not None:
-        # Blocks of one size, where the number of them allows it.
-        block = -(-size // -(-size // block))
-    total = tf.shape(tensors[0])[0] if size is None else tf.constant(size)
-    num_blocks = (total + block - 1) // block
+    # Blocks of one size, where the number of them allows it.
+    block = -(-size // -(-size // block))
+    # XLA knows no slice whose length a tensor tells: what the equal blocks leave over is a block
+    # after the loop, and not its last turn.
+    num_blocks, rest = divmod(size, block)
+
+    def slices(start: tf.Tensor | int, length: int) -> list[tf.Tensor]:
+        return [some_of(tensor, start, length) for tensor in tensors]
+
+    rows = _by_turns(
+        lambda index: function(*slices(index * block, block)),
+        tf.constant(num_blocks),
+        tensors[-1].dtype,
+    )
+    if rest:
+        with tf.control_dependencies([rows]):  # So that no two blocks are held at once.
+            rows = tf.concat([rows, function(*slices(size - rest, rest))], axis=0)
+    return of_shape(rows, [size, *rows.shape[1:]])
+
+
+def some_of(tensor: tf.Tensor, start: tf.Tensor | int, length: int, axis: int = 0) -> tf.Tensor:
+    """`length` entries along an axis from `start` on, of a shape that is known where it can be."""
+    begin: list[Any] = [0] * tensor.shape.rank
+    begin[axis] = start
+    sizes = [-1 if n is None else n for n in tensor.shape]
+    sizes[axis] = length
+    return tf.slice(tensor, begin, sizes)
+
+
+def of_shape(tensor: tf.Tensor, shape: Sequence[int | None]) -> tf.Tensor:
+    """The tensor, whose shape is this one by construction, though TensorFlow cannot tell.
+
+    `tf.ensure_shape` would look at run time, which makes the sizes dynamic for XLA.
+    """
+    tensor.set_shape(shape)
+    return tensor
+
+
+def _by_turns(
+    some: Callable[[tf.Tensor], tf.Tensor], num_blocks: tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
+    """`some(0)`, `some(1)` ..., one after the other, concatenated."""
     shape: list[tf.TensorShape] = []
 
-    def one_block(index: tf.Tensor) -> tf.Tensor:
-        start, end = index * block, tf.minimum((index + 1) * block, total)
-        rows = function(*(tensor[start:end] for tensor in tensors))
-        shape[:] = [rows.shape]
-        return rows
-
-    array = tf.TensorArray(tensors[-1].dtype, size=num_blocks, infer_shape=False)
-
     def body(index: tf.Tensor, array: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        return index + 1, array.write(index, one_block(index))
+        rows = some(index)
+        shape[:] = [rows.shape[1:]]
+        return index + 1, array.write(index, rows)
 
     _, array = tf.while_loop(
         lambda index, _: index < num_blocks,
         body,
-        (tf.constant(0), array),
+        (tf.constant(0), tf.TensorArray(dtype, size=num_blocks, infer_shape=False)),
         parallel_iterations=1,
     )
-    rows = array.concat()
-    return tf.ensure_shape(rows, [size, *shape[0][1:]])
+    return of_shape(array.concat(), [None, *shape[0]])

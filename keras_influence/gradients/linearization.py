@@ -171,14 +171,14 @@ def prepare(
             f"Directions must have the shape [k, p] with p={parameters.size}, the number of "
             f"parameters that are attributed through. Received: shape {tuple(directions.shape)}."
         )
+    count = -1 if directions.shape[0] is None else directions.shape[0]
     implicit = {v for unit in coverage.units.values() for v in unit.implicit}
     implicit.update(coverage.network)
     parts: list[tuple[Prepared, ...]] = []
     natural: list[tuple[tf.Tensor, ...]] = []
     start = 0
     for position, (shape, size) in enumerate(zip(parameters.shapes, parameters.sizes, strict=True)):
-        part = tf.reshape(directions[:, start : start + size], [-1, *shape])
-        part = tf.ensure_shape(part, [directions.shape[0], *shape])
+        part = tf.reshape(directions[:, start : start + size], [count, *shape])
         start += size
         templates = coverage.templates.get(position, [])
         parts.append(tuple(template.prepare(part, how) for template in templates))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_influence.gradients.blocks import over_examples
+from keras_influence.gradients.blocks import of_shape, over_examples, some_of
 from keras_influence.gradients.factors.base import (
     FLOPS_PER_BYTE,
     UNKNOWN_DIRECTIONS,
@@ -209,21 +209,24 @@ class Outer(Factor):
         """
         left, right = self.sides()
         _, m, n = self.layout.sizes
+        num_blocks, rest = divmod(m, rows)
 
-        def one_block(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            stop = tf.minimum(start + rows, m)
-            formed = how.matmul(left[:, 0, start:stop], right[:, 0])  # [B, rows, n]
-            formed = tf.reshape(formed, [-1, (stop - start) * n])
-            return stop, total + how.matmul(formed, directions[start * n : stop * n])
+        def product(start: tf.Tensor | int, count: int) -> tf.Tensor:
+            formed = how.matmul(some_of(left, start, count, axis=2)[:, 0], right[:, 0])
+            formed = tf.reshape(formed, [-1, count * n])  # [B, count n]
+            return how.matmul(formed, some_of(directions, start * n, count * n))
 
         start = tf.zeros([tf.shape(left)[0], tf.shape(directions)[1]], self.dtype)
-        start = tf.ensure_shape(start, [left.shape[0], directions.shape[1]])
+        start = of_shape(start, [left.shape[0], directions.shape[1]])
         _, total = tf.while_loop(
-            lambda position, _: position < m,
-            one_block,
+            lambda index, _: index < num_blocks,
+            lambda index, total: (index + 1, total + product(index * rows, rows)),
             (tf.constant(0), start),
             parallel_iterations=1,
         )
+        if rest:
+            with tf.control_dependencies([total]):
+                total += product(m - rest, rest)
         return total
 
     def _project_through(self, order: str, directions: tf.Tensor, how: Contraction) -> tf.Tensor:
@@ -247,7 +250,7 @@ class Outer(Factor):
             shape = tf.concat([tf.shape(rows)[:3], [-1, width]], axis=0)
             through = tf.reshape(through, shape)  # [G, b, T, k, width]
             products = through * columns[:, :, :, tf.newaxis, :]
-            return tf.ensure_shape(tf.reduce_sum(products, axis=[0, 2, 4]), [None, count])
+            return of_shape(tf.reduce_sum(products, axis=[0, 2, 4]), [None, count])
 
         return over_examples(one_block, self.tensors, each, how.budget)
 
@@ -289,7 +292,7 @@ class Outer(Factor):
             ]
             shape = tf.concat([tf.shape(ours[0])[:3], tf.shape(theirs[0])[2:]], axis=0)
             product = tf.reshape(products[0] * products[1], shape)
-            return tf.ensure_shape(tf.reduce_sum(product, axis=[0, 2, 4]), [None, count])
+            return of_shape(tf.reduce_sum(product, axis=[0, 2, 4]), [None, count])
 
         return over_examples(one_block, self.tensors, each, how.budget)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from keras_influence.gradients.blocks import over_examples
+from keras_influence.gradients.blocks import of_shape, over_examples
 from keras_influence.gradients.factors.base import (
     UNKNOWN_DIRECTIONS,
     UNKNOWN_POSITIONS,
@@ -42,7 +42,7 @@ class Rows(Factor):
         ids, values = self.tensors
         examples = tf.broadcast_to(tf.range(tf.shape(ids)[0])[:, tf.newaxis], tf.shape(ids))
         indices = tf.stack([examples, tf.cast(ids, tf.int32)], axis=-1)
-        return tf.ensure_shape(
+        return of_shape(
             tf.scatter_nd(indices, values, [tf.shape(ids)[0], *self.shape]), [None, *self.shape]
         )
 
@@ -90,7 +90,7 @@ class Rows(Factor):
             shape = tf.concat([tf.shape(ids), tf.shape(other_ids)], axis=0)
             same = ids[:, :, tf.newaxis, tf.newaxis] == other_ids
             products = tf.where(same, tf.reshape(products, shape), tf.zeros([], values.dtype))
-            return tf.ensure_shape(tf.reduce_sum(products, axis=[1, 3]), [None, count])
+            return of_shape(tf.reduce_sum(products, axis=[1, 3]), [None, count])
 
         return over_examples(one_block, self.tensors, each, how.budget)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from keras_influence.gradients.blocks import of_shape
 from keras_influence.gradients.calls import LayerCall
 from keras_influence.gradients.factors import Factor, Outer, Rows
 from keras_influence.gradients.rules.registry import register_rule
@@ -76,7 +77,7 @@ def position_embedding(call: LayerCall) -> Explanation:
         return
     ids = tf.range(tf.shape(gradient)[1]) + tf.cast(start, tf.int32)
     ids = tf.broadcast_to(ids, tf.shape(gradient)[:2])
-    yield table, Rows(table.shape, tf.ensure_shape(ids, gradient.shape[:2]), gradient)
+    yield table, Rows(table.shape, of_shape(ids, gradient.shape[:2]), gradient)
 
 
 def _count(ids: tf.Tensor) -> int | tf.Tensor:
