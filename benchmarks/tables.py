@@ -11,7 +11,7 @@ import pathlib
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
@@ -254,6 +254,161 @@ def coverage() -> str:
     return "\n".join(lines)
 
 
+def large() -> str:
+    """What lies on the disk, beside what lies in memory."""
+    (basis,) = read_results("large-basis")
+    (index,) = read_results("large-index")
+    (search,) = read_results("large-search")
+    memory, disk = basis["rows"]
+    few, many = index["rows"]
+    (found,) = search["rows"]
+    lines = [
+        f"Arnoldi, {disk['num_iterations']} products over {disk['num_examples']:,} examples, "
+        f"{disk['num_parameters']:,} parameters (a basis of {disk['basis_mb']:,.0f} MB):",
+        "",
+        "| the basis lies | seconds | of these in Hessian products | most resident, MB |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row, place in ((memory, "in memory"), (disk, "on the disk")):
+        lines.append(
+            f"| {place} | {row['seconds']:,.0f} | {row['product_seconds']:,.0f} "
+            f"| {row['resident_mb']:,.0f} |"
+        )
+    rates = ", ".join(
+        f"{name} {1000 * median:,.0f} ms ({1000 * low:,.0f} to {1000 * high:,.0f})"
+        for name, (low, median, high) in found["seconds"].items()
+    )
+    lines += [
+        "",
+        f"An index in a directory, {many['model']}, rank {many['rank']}: {many['num_examples']:,} "
+        f"examples at {many['examples_per_second']:,.0f} a second, at most "
+        f"{many['resident_mb']:,.0f} MB resident ({few['resident_mb']:,.0f} for "
+        f"{few['num_examples']:,}). The top {found['k']} of both signs for {found['num_queries']} "
+        f"queries among {found['num_examples']:,} encodings of {found['rank']} numbers, exact: "
+        f"{rates}.",
+    ]
+    return "\n".join(lines)
+
+
+def tpu_compile() -> str:
+    """What the TPU's compiler reports of the step functions."""
+    results = sorted(read_results("tpu-compile-"), key=lambda each: each["num_parameters"])
+    first = results[0]["rows"][0]
+    lines = [
+        f"One chip of a {results[0]['settings']['topology']} topology ({first['device']}); libtpu "
+        f"{first['versions']['libtpu']}:",
+        "",
+        "| model (parameters) | step | batch | GFLOP | GB moved | memory, MB: arguments, results, "
+        "temporary | compiled in, s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        for row in result["rows"]:
+            memory = [row[f"{kind}_bytes"] / 1e6 for kind in ("argument", "output", "temp")]
+            number = {"project": "directions", "orthogonalize": "rows"}.get(row["step"])
+            cells = [
+                f"{result['model']} ({result['num_parameters']:,})",
+                f"`{row['step']}`" + (f", {row['rank']} {number}" if number else ""),
+                "" if row["batch_size"] is None else str(row["batch_size"]),
+                f"{row['flops'] / 1e9:,.1f}",
+                f"{row['bytes_accessed'] / 1e9:,.2f}",
+                ", ".join(f"{each:,.1f}" for each in memory),
+                f"{row['compile_seconds']:.1f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+class _Chip(NamedTuple):
+    """Published peaks of one core of a TPU v2, or one chip of a v5e (which has one core)."""
+
+    name: str
+    flops: float
+    bytes_per_second: float
+    memory: float
+
+
+_CHIPS = (
+    _Chip("TPU v2 core", 22.5e12, 300e9, 8e9),
+    _Chip("TPU v5e chip", 197e12, 819e9, 16e9),
+)
+_NUM_CHIPS = 32
+_UTILISATION = 0.4  # Assumed: nothing was run on either.
+_SAMPLE, _ALL = 100_000, 100_000_000
+_ITERATIONS = 200
+_PUBLISHED = 2.2e6  # Examples an hour, on 32 TPU v2 cores.
+
+
+def _seconds(chip: _Chip, flops: float, moved: float) -> float:
+    """Of one example on one chip: what takes longer, arithmetic or memory."""
+    return max(flops / (_UTILISATION * chip.flops), moved / chip.bytes_per_second)
+
+
+def scaling() -> str:
+    """What the translation model would cost, from the compiler's counts and published peaks."""
+    (result,) = read_results("tpu-compile-translation")
+    product, scoring = result["rows"]
+    size, batch = 4 * result["num_parameters"], scoring["batch_size"]
+    counts = {rank: flops["contractions"] for rank, flops in result["required_flops"].items()}
+    direction = (counts["100"] - counts["10"]) / 90
+    passes = sum(result["required_flops"]["10"][way] for way in ("forward_pass", "backward_pass"))
+    fixed = passes + counts["10"] - 10 * direction
+    moved = (scoring["bytes_accessed"] - scoring["rank"] * size) / batch
+    product_flops, product_bytes = (
+        product[key] / product["batch_size"] for key in ("flops", "bytes_accessed")
+    )
+    lines = [
+        f"Of one example (F flops, M bytes): Hessian product F = {product['flops']:.4g} / "
+        f"{product['batch_size']} = {product_flops:.4g}, M = {product['bytes_accessed']:.4g} / "
+        f"{product['batch_size']} = {product_bytes:.4g}. Scoring on k directions in s parts: "
+        f"F = s x {fixed:.4g} + k x {direction:.4g}, M = s x ({scoring['bytes_accessed']:.4g} - "
+        f"{scoring['rank']} x {size:.4g}) / {batch} = s x {moved:.4g}. A direction takes "
+        f"{size:.4g} bytes, the weights as much, and the step {scoring['temp_bytes']:.4g}.",
+        "",
+        "| what | how | " + " | ".join(f"{_NUM_CHIPS} x {chip.name}" for chip in _CHIPS) + " |",
+        "| --- | --- | --- | --- |",
+    ]
+    products = [_seconds(chip, product_flops, product_bytes) for chip in _CHIPS]
+    limits = [
+        f"max({1e3 * product_flops / _UTILISATION / chip.flops:.2f}, "
+        f"{1e3 * product_bytes / chip.bytes_per_second:.2f}) = {1e3 * each:.2f} ms"
+        for chip, each in zip(_CHIPS, products, strict=True)
+    ]
+    lines.append(f"| one example's part of a product, t | {_HOW} | {' | '.join(limits)} |")
+    for what, how, count in (
+        (f"a product over {_SAMPLE:,} examples", f"{_SAMPLE:,} t / {_NUM_CHIPS}", _SAMPLE),
+        (f"{_ITERATIONS} of them", f"{_ITERATIONS} times that", _ITERATIONS * _SAMPLE),
+        (f"a product over {_ALL:,}", f"{_ALL:,} t / {_NUM_CHIPS}", _ALL),
+    ):
+        times = [_duration(count * each / _NUM_CHIPS) for each in products]
+        lines.append(f"| {what} | {how} | {' | '.join(times)} |")
+    for rank in (10, 100):
+        cells = []
+        for chip in _CHIPS:
+            room = int((chip.memory - size - scoring["temp_bytes"]) // size)
+            parts = -(-rank // room)
+            each = _seconds(chip, parts * fixed + rank * direction, parts * moved)
+            rate = 3600 * _NUM_CHIPS / each
+            cells.append(
+                f"{room} directions fit, s = {parts}; t = {1e3 * each:.1f} ms; "
+                f"{rate / 1e6:.2f} million an hour, {_duration(_ALL / rate * 3600)}"
+                + (f"; published: {_PUBLISHED / 1e6:.1f} million" if chip is _CHIPS[0] else "")
+            )
+        how = f"{_HOW}; 3,600 x {_NUM_CHIPS} / t an hour"
+        lines.append(f"| scoring {_ALL:,}, rank {rank} | {how} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_HOW = f"t = max(F / ({_UTILISATION} peak), M / bandwidth)"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "mnist-large_cnn": lambda: mislabeled("mnist-large_cnn"),
     "fashion_mnist-large_cnn": lambda: mislabeled("fashion_mnist-large_cnn"),
@@ -266,6 +421,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature": curvature,
     "index": index,
     "coverage": coverage,
+    "large": large,
+    "tpu-compile": tpu_compile,
+    "scaling": scaling,
 }
 
 

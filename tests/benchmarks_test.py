@@ -132,6 +132,53 @@ def test_a_table_of_curvature_products(tmp_path, monkeypatch):
     )
 
 
+def tpu_result(**rows):
+    report = {
+        "temp_bytes": 2e8,
+        "argument_bytes": 1e9,
+        "output_bytes": 1e6,
+        "compile_seconds": 12.34,
+        "device": "TPU v5 lite",
+        "versions": {"jax": "0", "libtpu": "1"},
+    }
+    passes = {"forward_pass": 1e9, "backward_pass": 1e9}
+    return {
+        "settings": {"topology": "v5e:2x2"},
+        "model": "translation",
+        "num_parameters": 250_000_000,
+        "required_flops": {
+            "10": {**passes, "contractions": 2e9},
+            "100": {**passes, "contractions": 11e9},
+        },
+        "rows": [{"step": step, **row, **report} for step, row in rows.items()],
+    }
+
+
+def test_tables_of_a_tpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    result = tpu_result(
+        curvature={"rank": None, "batch_size": 10, "flops": 9e11, "bytes_accessed": 1e9},
+        project={"rank": 2, "batch_size": 4, "flops": 1e10, "bytes_accessed": 8e9},
+    )
+    (tmp_path / "tpu-compile-translation.json").write_text(json.dumps(result))
+    assert tables.tpu_compile().splitlines()[4:] == [
+        "| translation (250,000,000) | `curvature` | 10 | 900.0 | 1.00 "
+        "| 1,000.0, 1.0, 200.0 | 12.3 |",
+        "| translation (250,000,000) | `project`, 2 directions | 4 | 10.0 | 8.00 "
+        "| 1,000.0, 1.0, 200.0 | 12.3 |",
+    ]
+    lines = tables.scaling().splitlines()
+    # A product is 9e10 flops an example: 9e10 / (0.4 x 22.5e12) = 10 ms, and 9e10 / (0.4 x 197e12)
+    # = 1.14 ms; 1e8 bytes: 0.33 and 0.12 ms.
+    assert lines[4].endswith("| max(10.00, 0.33) = 10.00 ms | max(1.14, 0.12) = 1.14 ms |")
+    # 100,000 x 10 ms / 32 = 31.25 s.
+    assert "| 31.2 s |" in lines[5]
+    # A direction is 1e8 flops, and what does not depend on them 2e9 + 1e9; the bytes are (8e9 - 2 x
+    # 1e9) / 4 = 1.5e9. A v2 core holds (8 - 1 - 0.2) / 1, thus 6 directions: two parts, 3e9 bytes
+    # at 300e9, 10 ms, are more than 7e9 flops at 9e12; 3,600 x 32 / 10 ms = 11.52 million.
+    assert "6 directions fit, s = 2; t = 10.0 ms; 11.52 million an hour" in lines[8]
+
+
 def test_flops_of_a_projection():
     model = keras.Sequential([keras.Input([3]), keras.layers.Dense(4), keras.layers.Dense(5)])
     maps = LossMaps(model, keras.losses.MeanSquaredError())

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import numpy as np
 import tensorflow as tf
 
 import keras_influence as ki
@@ -13,9 +14,11 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 def test_the_lines_of_use(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    block, mirrored, durable = re.findall(
+        r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+    )
     # 79 parameters have no 100 eigenvectors.
-    block = block.replace("rank=100", "rank=4")
+    block, mirrored = (each.replace("rank=100", "rank=4") for each in (block, mirrored))
     images, labels = cases.images(24, size=4)
     names = {
         "model": cases.image_model(size=4),
@@ -33,7 +36,16 @@ def test_the_lines_of_use(tmp_path, monkeypatch):
     assert (
         (loaded((images[:5], labels[:5])).opponents.ids == names["top"].opponents.ids).numpy().all()
     )
+    names["more"] = cases.images(7, size=4, seed=1)
+    durable = durable.replace("rank=100", "rank=4").replace("[17, 4711]", "[17, 11]")
+    exec(durable, names)
+    np.testing.assert_array_equal(names["scorer"].ids, np.delete(np.arange(31), [11, 17]))
     # The scorer lies beside the checkpoints, and the run goes on all the same.
     recorder = ki.callbacks.TracInCheckpoint("runs/mnist")
     names["model"].fit(names["train"], epochs=11, initial_epoch=10, callbacks=[recorder], verbose=0)
     assert len(ki.TracIn(names["model"], checkpoints="runs/mnist").checkpoints) == 11
+
+    names |= {"tf": tf, "build_model": lambda: cases.image_model(size=4)}
+    exec(mirrored, names)
+    assert names["model"].distribute_strategy is names["strategy"]
+    assert names["scorer"].encodings.shape == (24, 4)
