@@ -57,7 +57,6 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         import errno, pathlib, resource, signal, sys
         import numpy as np
         from keras_influence import storage
-from keras_influence.storage.zarr import key_value_store
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -179,7 +178,6 @@ def test_two_processes_do_not_write_in_one_directory(tmp_path):
     program = f"""
         import pathlib
         from keras_influence import storage
-from keras_influence.storage.zarr import key_value_store
         with storage.writing(pathlib.Path({str(tmp_path)!r})):
             print("ready", flush=True)
             input()
