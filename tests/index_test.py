@@ -212,6 +212,21 @@ def test_fewer_pairs_than_were_asked_for(tmp_path):
     np.testing.assert_array_equal(disk.encodings, memory.encodings)
 
 
+def test_fewer_directions_than_blocks_of_them():
+    # Inputs along one axis: the Hessian of the squared error has rank one, and the iteration ends.
+    model = cases.linear_regression(4, "float32")
+    x = np.zeros((12, 4), np.float32)
+    x[:, 0] = 1
+    train = (x, np.arange(12, dtype=np.float32))
+    method = ki.Arnoldi(model, 4, 4, verbose=0).fit(train)
+    found = len(method.eigenbasis.values)
+    assert found < 4
+    whole = method.encode(train)
+    assert whole.shape == (12, found)
+    method.memory_budget = 1  # A direction at a time.
+    np.testing.assert_allclose(method.encode(train), whole, rtol=1e-5, atol=1e-6)
+
+
 def test_two_writers(tmp_path, problem):
     _, train, method = problem
     scorer = ki.InfluenceScorer(method, k=3).index(train, tmp_path / "index")

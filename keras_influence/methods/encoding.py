@@ -28,10 +28,12 @@ class EncodingMethod(InfluenceMethod):
         """Of all directions, as many at a time as the memory budget holds."""
         parameters = self.maps.parameters
         rows = self._rows_in_budget(parameters.size * parameters.dtype.size)
+        # An iteration may have found fewer directions than it was asked for.
+        count = len(self.metric)
         # Blocks of one size, so that one graph serves nearly all.
-        rows = -(-self.rank // -(-self.rank // rows))
-        for start in range(0, self.rank, rows):
-            stop = min(start + rows, self.rank)
+        rows = -(-count // -(-count // rows))
+        for start in range(0, count, rows):
+            stop = min(start + rows, count)
             yield Projector(
                 self.maps, functools.partial(self._direction_rows, start, stop), keep=keep
             )
