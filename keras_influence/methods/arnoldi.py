@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from keras_influence.linalg import (
     arnoldi,
     distill,
 )
+from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.encoding import EncodingMethod
 from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
@@ -226,22 +226,16 @@ class Arnoldi(EncodingMethod):
         journal: Journal | None = None,
     ) -> ArnoldiResult:
         """The iteration over `frozen`, which is emptied: the host needs no copy."""
-        examples = sum(batch.num_examples for batch in frozen)
-        batches = distribution.place(frozen, self.model)
-        frozen.clear()
+        operator = FrozenCurvature(self.maps, self.model, frozen, self.l2)
         parameters = self.maps.parameters
         progress = self._progress(
             "Hessian-vector products", min(self.num_iterations, parameters.size)
         )
         if journal is not None:
             progress.add(len(journal.steps()))
-        seconds: list[float] = []
 
         def product(vector: tf.Tensor) -> np.ndarray:
-            start = time.perf_counter()
-            summed = distribution.total(self.maps.curvature, batches, self.model, vector)
-            result = (summed / examples + self.l2 * vector).numpy()
-            seconds.append(time.perf_counter() - start)
+            result = operator(vector).numpy()
             progress.add(1)
             return result
 
@@ -256,7 +250,7 @@ class Arnoldi(EncodingMethod):
             self._diagnose(self._frozen(dataset)[0])
             raise
         progress.close()
-        self.product_seconds = sum(seconds)
+        self.product_seconds = operator.seconds
         return result
 
     def _set_basis(self, result: ArnoldiResult, vectors: Basis | None = None) -> None:
