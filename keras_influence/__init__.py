@@ -2,7 +2,14 @@
 
 from keras_influence import _backend as _backend  # isort: skip - it checks what the others need.
 from keras_influence import callbacks, checkpoints, data, evaluation, gradients, linalg, report
-from keras_influence.methods import Arnoldi, GradientDot, LiSSA, RandomProjection, TracIn
+from keras_influence.methods import (
+    Arnoldi,
+    ExactInfluence,
+    GradientDot,
+    LiSSA,
+    RandomProjection,
+    TracIn,
+)
 from keras_influence.retrieval import Influences, TopExamples, top_influences
 from keras_influence.scorer import InfluenceScorer, load
 
@@ -10,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Arnoldi",
+    "ExactInfluence",
     "GradientDot",
     "InfluenceScorer",
     "Influences",

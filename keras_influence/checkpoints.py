@@ -241,6 +241,39 @@ def list_checkpoints(directory: str | os.PathLike) -> list[Checkpoint]:
     return [read_checkpoint(path) for path in found.values()]
 
 
+def effective_rate_sum(directory: str | os.PathLike, model: keras.Model) -> float:
+    """Sum over a run's steps of the learning rate, momentum counted, up to the model's weights.
+
+    With momentum m, a step of rate r moves the weights by r / (1 - m) in the end. A gradient flow
+    stopped at this time t fits, of an eigendirection of eigenvalue lambda, the share
+    1 - exp(-lambda t): roughly what damping by 1/t fits.
+
+    Raises:
+        ValueError: the run never had these weights, or its optimizer is none whose steps are the
+            rate times the gradient.
+    """
+    run = read_run(directory)
+    fingerprint = weights_fingerprint(model)
+    entries = [entry for entry in run.history if entry.fingerprint == fingerprint]
+    if not entries:
+        raise ValueError(
+            f"The run in {directory} recorded no such weights as {model.name!r} has now: it was "
+            "trained or loaded since. Put the weights of one of its epochs or checkpoints back."
+        )
+    checkpoint = next(iter(list_checkpoints(directory)))
+    if checkpoint.optimizer != "SGD":
+        raise ValueError(
+            f"The run in {directory} was trained by {checkpoint.optimizer}, whose steps are not "
+            "the learning rate times the gradient. Pass the damping as a number, or without `run`."
+        )
+    total = entries[-1].learning_rate_sum / (1.0 - (checkpoint.momentum or 0.0))
+    if total <= 0:
+        raise ValueError(
+            f"The run in {directory} had made no step when it had the weights of {model.name!r}."
+        )
+    return total
+
+
 def load_weights(model: keras.Model, checkpoint: Checkpoint) -> None:
     """Gives `model` the weights of `checkpoint`; the model's optimizer is left as it is.
 

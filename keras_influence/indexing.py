@@ -75,7 +75,7 @@ def add_dataset(index: storage.StoredIndex, method: EncodingMethod, examples: An
         ValueError: another data set was begun.
     """
     data.check_order(examples)
-    projectors = list(method._query_projectors())
+    projectors = list(method._query_encoders())
     progress = method._progress("index")
     first, done = "", 0
     with between_steps("the index") as check:

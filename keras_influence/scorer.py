@@ -183,7 +183,7 @@ class InfluenceScorer(keras.layers.Layer):
         method = self.method
         self._index = index
         self._metric = (method.metric * method._per_train()).astype(np.float32)
-        self._projectors = list(method._query_projectors())
+        self._projectors = list(method._query_encoders())
         self._weights_fingerprint = checkpoints.weights_fingerprint(method.model)
         # All of the model's weights, not only those that are attributed through: scores depend on
         # them all. The states of random generators are integers, and change by themselves.

@@ -4,12 +4,14 @@ from keras_influence.gradients.calls import LayerCall
 from keras_influence.gradients.factors import Contraction, Explicit, Outer, Rows
 from keras_influence.gradients.losses import PerExampleLoss
 from keras_influence.gradients.maps import LossMaps
+from keras_influence.gradients.measurements import MEASUREMENTS
 from keras_influence.gradients.parameters import ParameterVector, select_variables
 from keras_influence.gradients.projector import Projector
 from keras_influence.gradients.rules import register_rule
 from keras_influence.gradients.rules.elementwise import elementwise
 
 __all__ = [
+    "MEASUREMENTS",
     "Contraction",
     "Explicit",
     "LayerCall",

@@ -12,6 +12,16 @@ from keras_influence.gradients.coverage import tensors
 _CONTROL_FLOW = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"}
 
 
+def tensor_bytes(graph: Any) -> int:
+    """Size of all tensors of known shape that the operations of a graph put out."""
+    return sum(
+        tensor.shape.num_elements() * tensor.dtype.size
+        for operation in graph.get_operations()
+        for tensor in operation.outputs
+        if tensor.shape.is_fully_defined() and tensor.dtype not in (tf.resource, tf.variant)
+    )
+
+
 def reads(
     graph: Any, variables: Sequence[keras.Variable], positions: dict[str, int]
 ) -> list[list[int]]:

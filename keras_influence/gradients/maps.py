@@ -5,6 +5,7 @@ With l_i the loss of example i at the model's current parameters:
     gradient(batch, weights)       sum_i w_i grad l_i                  [p]
     project(batch, directions)     <grad l_i, v_j>                     [batch, k]
     curvature(batch, v, weights)   sum_i w_i Hessian(l_i) v            [p]
+    curvatures(batch, V, weights)  the same of k vectors at once       [k, p]
 
 The model runs with `training=False`. Vectors are flat; see `ParameterVector`.
 """
@@ -23,6 +24,7 @@ from keras_influence.gradients.coverage import (
     Coverage,
 )
 from keras_influence.gradients.factors import CONTRACTIONS, Contraction
+from keras_influence.gradients.graphs import tensor_bytes
 from keras_influence.gradients.linearization import (
     Directions,
     Linearization,
@@ -84,6 +86,7 @@ class LossMaps:
         self.gradient = _compiled(self._gradient, self.parameters.values)
         self.project = _compiled(self._project, self.parameters.values)
         self.curvature = _compiled(self._curvature, self.parameters.values)
+        self.curvatures = _compiled(self._curvatures, self.parameters.values)
         self.forward_curvature = _compiled(self._forward_curvature, self.parameters.values)
         self.squared_norms = _compiled(self._squared_norms, self.parameters.values)
         self.example_gradients = _compiled(self._example_gradients, self.parameters.values)
@@ -130,6 +133,25 @@ class LossMaps:
                 along = slope(coverage, self.parameters, self._losses, batch, vector, weights)
             gradient = along.gradient(tape, self.parameters.values)
         return self.parameters.flatten(gradient)
+
+    def _curvatures(
+        self, batch: Any, vectors: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """`curvature` of each row of vectors [k, p]: [k, p], by one pass of the network.
+
+        What does not depend on the vector is computed once; the rest is as large as k times
+        `curvature_bytes`.
+        """
+        return tf.vectorized_map(lambda vector: self._curvature(batch, vector, weights), vectors)
+
+    def curvature_bytes(self, batch: Any) -> int:
+        """Size of all tensors that `curvature` makes of a batch, of those of known shape."""
+        vector = tf.TensorSpec([self.parameters.size], self.parameters.dtype)
+        leaves = tf.nest.map_structure(tf.convert_to_tensor, batch)
+        size = len(tf.nest.flatten(leaves)[0])
+        weights = tf.TensorSpec([size], tf.float32)
+        traced: Any = self.curvature
+        return tensor_bytes(traced.get_concrete_function(leaves, vector, weights).graph)
 
     def _forward_curvature(
         self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None

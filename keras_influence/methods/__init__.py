@@ -4,7 +4,9 @@ from keras_influence.methods.arnoldi import Arnoldi
 from keras_influence.methods.base import InfluenceMethod
 from keras_influence.methods.direction import DirectionMethod
 from keras_influence.methods.encoding import EncodingMethod
+from keras_influence.methods.exact import ExactInfluence
 from keras_influence.methods.gradient_dot import GradientDot
+from keras_influence.methods.inverse import InverseMethod
 from keras_influence.methods.lissa import LiSSA
 from keras_influence.methods.random_projection import RandomProjection
 from keras_influence.methods.tracin import TracIn
@@ -13,8 +15,10 @@ __all__ = [
     "Arnoldi",
     "DirectionMethod",
     "EncodingMethod",
+    "ExactInfluence",
     "GradientDot",
     "InfluenceMethod",
+    "InverseMethod",
     "LiSSA",
     "RandomProjection",
     "TracIn",

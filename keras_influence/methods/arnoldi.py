@@ -268,10 +268,10 @@ class Arnoldi(EncodingMethod):
     def _direction_rows(self, start: int, stop: int) -> np.ndarray:
         return self._fitted_basis().vectors[start:stop]
 
-    def _query_projectors(self) -> Iterator[Projector]:
+    def _query_encoders(self) -> Iterator[Projector]:
         # Vectors that were too many for memory are so for a copy of them that is laid out.
-        several = len(list(self._projectors())) > 1
-        return self._projectors(keep=not (several and self._on_disk))
+        several = len(list(self._encoders())) > 1
+        return self._encoders(keep=not (several and self._on_disk))
 
     @property
     def metric(self) -> np.ndarray:

@@ -13,6 +13,11 @@ from absl import logging
 
 from keras_influence import checkpoints, data, distribution, storage
 from keras_influence.gradients import Contraction, LossMaps
+from keras_influence.gradients.measurements import (
+    Measurement,
+    check_measurement,
+    measurement_loss,
+)
 from keras_influence.gradients.parameters import Variables
 from keras_influence.methods.progress import Progress
 
@@ -35,6 +40,11 @@ class InfluenceMethod(abc.ABC):
             speed and memory, and no score beyond rounding.
         memory_budget: bytes that directions in parameter space (eigenvectors, random directions,
             gradients of queries) may take at once; what does not fit is done in several passes.
+        measurement: what of a query is explained: `"loss"`, or a classifier's `"margin"`
+            (log-odds of its label), `"logit"` or `"probability"`, or a function (labels, outputs)
+            -> [batch]. Scores are then changes of that number when the training example is
+            removed, and where more of it is better a helpful example has a negative score.
+            Self-influence is always of the loss.
         contraction: how per-example gradients are multiplied, and in which precision; see
             `gradients.Contraction`.
         scale: `"loss"` divides by the number of training examples N, so that scores are changes of
@@ -61,6 +71,7 @@ class InfluenceMethod(abc.ABC):
         sequence_reduction: str = "mean",
         batch_size: int | None = None,
         memory_budget: float = 512 * 2**20,
+        measurement: Measurement = "loss",
         contraction: Contraction | None = None,
         scale: str = "loss",
         verbose: int | str = "auto",
@@ -69,6 +80,13 @@ class InfluenceMethod(abc.ABC):
             raise ValueError(f"`scale` must be one of {SCALES}. Received: {scale!r}.")
         self.model = model
         self.maps = LossMaps(model, loss, variables, sequence_reduction, contraction)
+        check_measurement(measurement)
+        self.measurement = measurement
+        # Of queries, with the measurement in the place of the loss.
+        self.query_maps = self.maps
+        if measurement != "loss":
+            measured = measurement_loss(measurement, self.maps.loss)
+            self.query_maps = LossMaps(model, measured, variables, sequence_reduction, contraction)
         if memory_budget <= 0:
             raise ValueError(f"`memory_budget` must be above zero. Received: {memory_budget}.")
         self.batch_size = batch_size
@@ -202,6 +220,7 @@ class InfluenceMethod(abc.ABC):
             "sequence_reduction": self.maps.loss.sequence_reduction,
             "batch_size": self.batch_size,
             "memory_budget": self.memory_budget,
+            "measurement": _serialized_loss(self.measurement),
             "contraction": self.maps.contraction.get_config(),
             "scale": self.scale,
             "verbose": self.verbose,
@@ -218,8 +237,9 @@ class InfluenceMethod(abc.ABC):
             config["variables"] = [model.variables[i] for i in config["variables"]]
         if isinstance(config.get("contraction"), dict):
             config["contraction"] = Contraction.from_config(config["contraction"])
-        if isinstance(config.get("loss"), dict):
-            config["loss"] = keras.losses.deserialize(config["loss"])
+        for name in ("loss", "measurement"):
+            if isinstance(config.get(name), dict):
+                config[name] = keras.losses.deserialize(config[name])
         return cls(model, **config)
 
     def save(self, path: str) -> None:

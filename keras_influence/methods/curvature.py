@@ -19,6 +19,7 @@ class FrozenCurvature:
         frozen: the examples' batches. The list is emptied: once they are on the devices the host
             needs no copy.
         l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective.
+        budget: bytes that the tensors of several products at once may take.
 
     Attributes:
         num_examples: n.
@@ -27,7 +28,12 @@ class FrozenCurvature:
     """
 
     def __init__(
-        self, maps: LossMaps, model: keras.Model, frozen: list[data.Batch], l2: float = 0.0
+        self,
+        maps: LossMaps,
+        model: keras.Model,
+        frozen: list[data.Batch],
+        l2: float = 0.0,
+        budget: float = 512 * 2**20,
     ):
         self.num_examples = sum(batch.num_examples for batch in frozen)
         self.size = maps.parameters.size
@@ -35,6 +41,9 @@ class FrozenCurvature:
         self._maps = maps
         self._model = model
         self._l2 = l2
+        self._budget = budget
+        self._block: int | None = None
+        self._example: Any = frozen[0].examples
         self._batches = distribution.place(frozen, model)
         frozen.clear()
 
@@ -47,5 +56,24 @@ class FrozenCurvature:
         return result
 
     def products(self, vectors: Any) -> tf.Tensor:
-        """H v_j of each row, [k, p]."""
-        return tf.stack([self(vector) for vector in tf.unstack(vectors)])
+        """H v_j of each row, [k, p]: as many rows at a time as the budget holds."""
+        start = time.perf_counter()
+        rows = self._rows(len(vectors))
+        blocks = []
+        for first in range(0, len(vectors), rows):
+            block = vectors[first : first + rows]
+            if rows == 1:
+                blocks.append(self(block[0])[tf.newaxis])
+                continue
+            summed = distribution.total(self._maps.curvatures, self._batches, self._model, block)
+            blocks.append(summed / self.num_examples + self._l2 * block)
+        self.seconds += time.perf_counter() - start
+        return tf.concat(blocks, axis=0)
+
+    def _rows(self, count: int) -> int:
+        """Rows of one block: as even as can be, so that few graphs serve."""
+        if self._block is None:
+            size = self._maps.curvature_bytes(self._example)
+            self._block = int(max(1, self._budget // size))
+            self._example = None
+        return -(-count // -(-count // self._block))

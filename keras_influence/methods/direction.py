@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data, distribution
-from keras_influence.gradients import Projector
+from keras_influence.gradients import LossMaps, Projector
 from keras_influence.methods.base import InfluenceMethod
 
 
@@ -48,16 +48,17 @@ class GradientMethod(DirectionMethod):
 
     def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
         for batch in self._query_batches(queries):
-            self._rows(self.maps.squared_norms, [batch], "gradient")
+            self._rows(self.query_maps.squared_norms, [batch], "gradient")
             projector = Projector(self.maps, functools.partial(self._gradients, batch.examples))
-            directions = distribution.everywhere(
-                self.maps.gradient_directions, self.model, batch.examples
-            )
-            projector.use(batch.examples, directions)
+            if self.query_maps is self.maps:
+                directions = distribution.everywhere(
+                    self.maps.gradient_directions, self.model, batch.examples
+                )
+                projector.use(batch.examples, directions)
             yield projector, batch.num_examples
 
     def _gradients(self, examples: Any) -> tf.Tensor:
-        return distribution.here(self.maps.example_gradients, self.model, examples)
+        return distribution.here(self.query_maps.example_gradients, self.model, examples)
 
-    def _squared_norms(self, dataset: Any) -> np.ndarray:
-        return self._gather(self.maps.squared_norms, dataset, "gradient norm")
+    def _squared_norms(self, dataset: Any, maps: LossMaps | None = None) -> np.ndarray:
+        return self._gather((maps or self.maps).squared_norms, dataset, "gradient norm")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_influence.gradients import Projector
+from keras_influence.gradients import LossMaps, Projector
 from keras_influence.methods.base import InfluenceMethod
 
 
@@ -24,7 +24,7 @@ class EncodingMethod(InfluenceMethod):
     def _direction_rows(self, start: int, stop: int) -> Any:
         """u_j for start <= j < stop, [stop - start, p]."""
 
-    def _projectors(self, keep: bool = True) -> Iterator[Projector]:
+    def _encoders(self, keep: bool = True) -> Iterator[Projector]:
         """Of all directions, as many at a time as the memory budget holds."""
         parameters = self.maps.parameters
         rows = self._rows_in_budget(parameters.size * parameters.dtype.size)
@@ -43,23 +43,28 @@ class EncodingMethod(InfluenceMethod):
     def metric(self) -> np.ndarray:
         """Weights of the coordinates' products, float64 [rank]."""
 
-    def _query_projectors(self) -> Iterator[Projector]:
+    def _query_encoders(self) -> Iterator[Projector]:
         """For examples that come a few at a time: what is laid out once serves all of them."""
-        return self._projectors()
+        return self._encoders()
 
     def encode(self, dataset: Any) -> np.ndarray:
         """<grad l(x), u_j> of every example: [N, rank], float32 (float64 for a float64 model)."""
         self._check_ready()
+        return self._encoded(self.maps, dataset)
+
+    def _encoded(self, maps: LossMaps, dataset: Any) -> np.ndarray:
         blocks = [
-            self._gather(self.maps.project, dataset, "encoding", each.directions)
-            for each in self._projectors()
+            self._gather(maps.project, dataset, "encoding", each.directions)
+            for each in self._encoders()
         ]
         return np.concatenate(blocks, axis=1)
 
     def scores(self, queries: Any, train: Any) -> np.ndarray:
         self._check_ready()
         weights = self.metric * self._per_train()
-        return ((self.encode(queries) * weights) @ self.encode(train).T).astype(np.float32)
+        return ((self._encoded(self.query_maps, queries) * weights) @ self.encode(train).T).astype(
+            np.float32
+        )
 
     def self_influence(self, dataset: Any) -> np.ndarray:
         self._check_ready()

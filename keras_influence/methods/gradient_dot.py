@@ -44,8 +44,8 @@ class GradientDot(GradientMethod):
         scores = super().scores(queries, train)
         if self.similarity == "dot":
             return scores
-        norms = [np.sqrt(self._squared_norms(dataset)) for dataset in (queries, train)]
-        product = norms[0][:, np.newaxis] * norms[1]
+        of_queries = np.sqrt(self._squared_norms(queries, self.query_maps))
+        product = of_queries[:, np.newaxis] * np.sqrt(self._squared_norms(train))
         # An example without a gradient points nowhere, and agrees with no other.
         return np.divide(scores, product, out=np.zeros_like(scores), where=product > 0)
 

@@ -48,10 +48,10 @@ class RandomProjection(EncodingMethod):
         ]
         return tf.stack(rows) / self.rank**0.5
 
-    def _query_projectors(self) -> Iterator[Projector]:
+    def _query_encoders(self) -> Iterator[Projector]:
         # What does not fit into memory at once is drawn anew for each call.
-        several = len(list(self._projectors())) > 1
-        return self._projectors(keep=not several)
+        several = len(list(self._encoders())) > 1
+        return self._encoders(keep=not several)
 
     @property
     def metric(self) -> np.ndarray:

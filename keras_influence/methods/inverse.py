@@ -1,0 +1,291 @@
+"""Influence functions: what every inverse of the curvature has in common."""
+
+import abc
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from keras_influence import checkpoints, data, distribution
+from keras_influence.gradients import Projector
+from keras_influence.methods.curvature import FrozenCurvature
+from keras_influence.methods.direction import DirectionMethod
+
+# Random vectors that estimate a trace.
+_NUM_PROBES = 8
+# Of the mean eigenvalue, as Grosse et al. (2023, section 5) damp EK-FAC.
+_DAMPING_SHARE = 0.1
+
+
+class InverseMethod(DirectionMethod):
+    """Influence functions (Koh & Liang 2017, equation 2), by one way to invert the curvature.
+
+        I(z, x) = (1/N) grad m(z)' (H + damping I)^-1 grad l(x),
+
+    with H the curvature of the mean training loss, l2 included, and m the measurement of a query.
+
+    Args:
+        model: a built Keras model, trained.
+        damping: added to the eigenvalues of H, in units of the loss per squared parameter.
+            `"auto"`: where `run` is given, 1 / (sum over the run's steps of the effective learning
+            rate), the damping that stopping after so many steps amounts to; else a tenth of the
+            mean eigenvalue of H, estimated by eight random vectors.
+        run: directory of the `TracInCheckpoint` that watched the training, for `damping="auto"`.
+        l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective, added to H.
+        num_examples: training examples that make up H, drawn once with `seed`; all by default. The
+            same ones serve every product.
+        seed: of every random draw.
+        **kwargs: see `InfluenceMethod`.
+
+    Attributes:
+        used_damping: after `fit`, the damping as a number.
+    """
+
+    _bound_to_weights = True
+    # Vectors [p] in memory for each query that is solved for.
+    _vectors_per_query = 2
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        damping: float | str = "auto",
+        run: str | os.PathLike | None = None,
+        l2: float = 0.0,
+        num_examples: int | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        super().__init__(model, **kwargs)
+        if isinstance(damping, str) and damping != "auto":
+            raise ValueError(f"`damping` must be a number or 'auto'. Received: {damping!r}.")
+        if (damping != "auto" and damping < 0) or l2 < 0:  # type: ignore[operator]
+            raise ValueError(
+                f"`damping` and `l2` must not be negative. Received: damping={damping}, l2={l2}."
+            )
+        self.damping = damping
+        self.run = None if run is None else os.fspath(run)
+        self.l2 = l2
+        self.num_examples = num_examples
+        self.seed = seed
+        self.used_damping: float | None = None
+
+    @abc.abstractmethod
+    def _inverse_products(self, vectors: tf.Tensor) -> tf.Tensor:
+        """(H + damping I)^-1 v_j of each row, [k, p]."""
+
+    def inverse_products(self, vectors: Any) -> np.ndarray:
+        """(H + damping I)^-1 v of each vector.
+
+        Args:
+            vectors: [k, p], in the order of `maps.parameters`.
+
+        Returns:
+            [k, p], in the parameters' dtype.
+        """
+        self._check_ready()
+        vectors = np.asarray(vectors, self.maps.parameters.dtype.as_numpy_dtype)
+        if vectors.ndim != 2 or vectors.shape[1] != self.maps.parameters.size:
+            raise ValueError(
+                f"`vectors` must have the shape [k, {self.maps.parameters.size}]. "
+                f"Received: {vectors.shape}."
+            )
+        rows = self._query_rows()
+        blocks = [
+            self._inverse_products(tf.convert_to_tensor(vectors[start : start + rows])).numpy()
+            for start in range(0, len(vectors), rows)
+        ]
+        return np.concatenate(blocks) if blocks else vectors
+
+    def parameter_change(self, examples: Any) -> np.ndarray:
+        """How the parameters would change if a group of training examples were removed.
+
+        (1/N) (H + damping I)^-1 sum_i grad l_i, to first order.
+
+        Args:
+            examples: the group, labelled.
+
+        Returns:
+            [p], in the order of `maps.parameters`; its products with gradients of a query are the
+            change of the query's loss: the sum of the group's scores.
+        """
+        self._check_ready()
+        total = self._summed_gradient(examples)
+        return self.inverse_products(total[np.newaxis])[0] * self._per_train()
+
+    def group_scores(
+        self, queries: Any, train: Any, query_groups: Any = None, train_groups: Any = None
+    ) -> np.ndarray:
+        """Influence of groups of training examples on groups of queries.
+
+        Args:
+            queries: Q labelled examples.
+            train: N training examples.
+            query_groups: [Q], the group of each query, counted from 0; each by itself by default.
+                A group's loss is the mean of its queries': one solution serves the group.
+            train_groups: [N], the group of each training example, likewise. A group's influence is
+                the sum of its examples': the effect of removing them together, to first order.
+
+        Returns:
+            float32 [groups of queries, groups of training examples].
+        """
+        self._check_ready()
+        gradients = np.concatenate(list(self._gradient_blocks(queries)))
+        if query_groups is not None:
+            sums = _sums_by_group(gradients, query_groups, "query_groups")
+            counts = np.bincount(np.asarray(query_groups), minlength=len(sums))
+            gradients = sums / np.maximum(counts, 1)[:, np.newaxis].astype(sums.dtype)
+        rows = []
+        step = self._query_rows()
+        for start in range(0, len(gradients), step):
+            directions = self._inverse_products(
+                tf.convert_to_tensor(gradients[start : start + step])
+            )
+            projector = Projector(self.maps, functools.partial(tf.identity, directions))
+            projected = self._gather(self.maps.project, train, "projection", projector.directions)
+            if train_groups is not None:
+                projected = _sums_by_group(projected, train_groups, "train_groups")
+            rows.append(projected.T)
+        return (np.concatenate(rows) * self._per_train()).astype(np.float32)
+
+    def self_influence(self, dataset: Any) -> np.ndarray:
+        self._check_ready()
+        factor = self._per_train()
+        rows = [
+            self._quadratic_forms(tf.convert_to_tensor(gradients))
+            for gradients in self._gradient_blocks(dataset, queries=False)
+        ]
+        return (np.concatenate(rows) * factor).astype(np.float32)
+
+    def _quadratic_forms(self, vectors: tf.Tensor) -> np.ndarray:
+        """v_j' (H + damping I)^-1 v_j of each row, float64 [k]."""
+        products = self._inverse_products(vectors)
+        return np.einsum("kp,kp->k", vectors, products, dtype=np.float64)
+
+    def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
+        for gradients in self._gradient_blocks(queries):
+            directions = self._inverse_products(tf.convert_to_tensor(gradients))
+            yield Projector(self.maps, functools.partial(tf.identity, directions)), len(gradients)
+
+    def _gradient_blocks(self, examples: Any, queries: bool = True) -> Iterator[np.ndarray]:
+        """Gradients of examples, [b, p], as many at a time as can be solved for together."""
+        data.check_order(examples)
+        maps = self.query_maps if queries else self.maps
+        for batch in data.batches(examples, self._query_rows()):
+            yield self._rows(maps.example_gradients, [batch], "gradient")
+
+    def _query_rows(self) -> int:
+        parameters = self.maps.parameters
+        return self._rows_in_budget(
+            parameters.size * parameters.dtype.size * self._vectors_per_query
+        )
+
+    def _summed_gradient(self, examples: Any) -> np.ndarray:
+        batches = list(data.batches(examples, self.batch_size))
+        total = distribution.total(
+            self.maps.gradient, distribution.place(batches, self.model), self.model
+        ).numpy()
+        if not np.isfinite(total).all():
+            self._diagnose(batches)
+        return total
+
+    def _begin(self, dataset: Any) -> tuple[FrozenCurvature, int]:
+        """The curvature over the frozen examples, and the number of all; settles the damping."""
+        frozen, num_train = data.freeze(dataset, self.batch_size, self.num_examples, self.seed)
+        operator = FrozenCurvature(
+            self.maps, self.model, frozen, self.l2, budget=self.memory_budget
+        )
+        try:
+            self._settle_damping(operator)
+        except FloatingPointError:
+            self._diagnose(data.freeze(dataset, self.batch_size, self.num_examples, self.seed)[0])
+            raise
+        return operator, num_train
+
+    def _settle_damping(self, operator: FrozenCurvature) -> None:
+        if not isinstance(self.damping, str):
+            self.used_damping = float(self.damping)
+            return
+        if self.run is not None:
+            rate = checkpoints.effective_rate_sum(self.run, self.model)
+            self.used_damping = 1.0 / rate
+            return
+        trace, _ = hutchinson_trace(operator, self.maps.parameters.dtype, self.seed)
+        self.used_damping = _DAMPING_SHARE * abs(trace) / self.maps.parameters.size
+        if trace < 0:
+            logging.warning(
+                "The Hessian's mean eigenvalue is negative (%.3g): these weights are far from a "
+                "minimum. The damping is a tenth of its size.",
+                trace / self.maps.parameters.size,
+            )
+
+    @property
+    def _damping(self) -> float:
+        if self.used_damping is None:
+            self._raise_not_fitted()
+        return self.used_damping
+
+    def _check_ready(self) -> None:
+        self._check_fitted()
+
+    def _system(self) -> str:
+        how = ""
+        if self.damping == "auto":
+            how = " (1 / sum of the run's rates)" if self.run else " (a tenth of the mean)"
+        return f"damping {self._damping:.4g}{how}, l2 {self.l2:g}"
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "damping": self.damping,
+            "run": self.run,
+            "l2": self.l2,
+            "num_examples": self.num_examples,
+            "seed": self.seed,
+        }
+
+    def _state(self) -> dict[str, np.ndarray]:
+        if self.used_damping is None:
+            return {}
+        return {"used_damping": np.array(self.used_damping)}
+
+    def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
+        if "used_damping" in arrays:
+            self.used_damping = float(arrays["used_damping"])
+
+
+def hutchinson_trace(
+    operator: Any, dtype: Any, seed: int, num_probes: int = _NUM_PROBES
+) -> tuple[float, float]:
+    """The trace of a symmetric operator and its standard error, by random signs z: E z'Hz = tr H.
+
+    Args:
+        operator: with `size` p and `products` of rows [k, p].
+        dtype: of the rows.
+        seed: of the signs.
+        num_probes: products, at least 2.
+    """
+    random = np.random.default_rng([seed, 1])
+    signs = random.choice(np.array([-1, 1], np.int8), [num_probes, operator.size])
+    probes = tf.cast(tf.convert_to_tensor(signs), dtype)
+    forms = np.einsum("kp,kp->k", probes, operator.products(probes), dtype=np.float64)
+    if not np.isfinite(forms).all():
+        raise FloatingPointError("A product of the curvature is not finite.")
+    return float(forms.mean()), float(forms.std(ddof=1) / np.sqrt(num_probes))
+
+
+def _sums_by_group(rows: np.ndarray, groups: Any, name: str) -> np.ndarray:
+    groups = np.asarray(groups)
+    if groups.shape != rows.shape[:1] or groups.dtype.kind not in "iu" or groups.min() < 0:
+        raise ValueError(
+            f"`{name}` must be {len(rows)} integers, the group of each example counted from 0. "
+            f"Received: shape {groups.shape} of {groups.dtype}."
+        )
+    sums = np.zeros((int(groups.max()) + 1, rows.shape[1]), rows.dtype)
+    np.add.at(sums, groups, rows)
+    return sums
