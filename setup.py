@@ -34,6 +34,7 @@ setuptools.setup(
         "keras>=3.15",
         "numpy>=1.26",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "tensorflow>=2.21",
         "tensorstore>=0.1.80",
     ],

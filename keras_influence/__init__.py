@@ -4,6 +4,7 @@ from keras_influence import _backend as _backend  # isort: skip - it checks what
 from keras_influence import callbacks, checkpoints, data, evaluation, gradients, linalg, report
 from keras_influence.methods import (
     Arnoldi,
+    ConjugateGradient,
     ExactInfluence,
     GradientDot,
     LiSSA,
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Arnoldi",
+    "ConjugateGradient",
     "ExactInfluence",
     "GradientDot",
     "InfluenceScorer",

@@ -2,6 +2,7 @@
 
 from keras_influence.methods.arnoldi import Arnoldi
 from keras_influence.methods.base import InfluenceMethod
+from keras_influence.methods.conjugate_gradient import ConjugateGradient
 from keras_influence.methods.direction import DirectionMethod
 from keras_influence.methods.encoding import EncodingMethod
 from keras_influence.methods.exact import ExactInfluence
@@ -13,6 +14,7 @@ from keras_influence.methods.tracin import TracIn
 
 __all__ = [
     "Arnoldi",
+    "ConjugateGradient",
     "DirectionMethod",
     "EncodingMethod",
     "ExactInfluence",

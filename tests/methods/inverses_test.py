@@ -29,6 +29,10 @@ def problem():
 
 METHODS = {
     "exact": (lambda model, l2: ki.ExactInfluence(model, damping=DAMPING, l2=l2), 1e-10),
+    "conjugate gradients": (
+        lambda model, l2: ki.ConjugateGradient(model, 1e-11, damping=DAMPING, l2=l2),
+        1e-8,
+    ),
 }
 
 

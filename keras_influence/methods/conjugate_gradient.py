@@ -1,0 +1,174 @@
+"""The curvature inverted by conjugate gradients, for as many queries at a time as memory holds."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from keras_influence.linalg import Solutions, conjugate_gradient
+from keras_influence.methods.curvature import FrozenCurvature
+from keras_influence.methods.inverse import InverseMethod
+
+
+class ConjugateGradient(InverseMethod):
+    """Influence functions by conjugate gradients (Martens 2010; Koh & Liang 2017, section 3).
+
+    Each query's (H + damping I) h = g is solved by itself, to a residual that is known; all queries
+    of a block share each pass over the examples. Exact as far as it converges, at the price of tens
+    to hundreds of passes over the examples for every block of queries: for questions that are few,
+    or to check the other inverses by.
+
+    A query whose recurrence meets a direction without positive curvature stops there, and is
+    counted: `summary()` and a warning say how many, and which damping would have been enough.
+
+    Args:
+        model: a built Keras model, trained.
+        tolerance: of the residual |g - (H + damping I) h| / |g|.
+        max_iterations: steps for a block of queries at most; a warning says who needs more.
+        preconditioner: a fitted inverse of the same model, such as `Arnoldi` or `EKFAC`, whose
+            products come near those that are wanted: fewer steps.
+        **kwargs: see `InverseMethod`.
+
+    Attributes:
+        solutions: of the last block, a `linalg.Solutions`: residuals, iterations, curvatures.
+
+    Example:
+
+    >>> arnoldi = ki.Arnoldi(model, rank=50).fit(train)
+    >>> method = ki.ConjugateGradient(model, preconditioner=arnoldi).fit(train)
+    >>> scores = method.scores(queries=test, train=train)
+    """
+
+    _vectors_per_query = 6
+
+    def __init__(
+        self,
+        model: keras.Model,
+        tolerance: float = 1e-4,
+        max_iterations: int = 200,
+        *,
+        preconditioner: InverseMethod | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(model, **kwargs)
+        if not tolerance > 0 or max_iterations < 1:
+            raise ValueError(
+                "`tolerance` must be above zero and `max_iterations` at least 1. "
+                f"Received: tolerance={tolerance}, max_iterations={max_iterations}."
+            )
+        if preconditioner is not None:
+            if not isinstance(preconditioner, InverseMethod):
+                raise TypeError(
+                    "`preconditioner` must be an inverse, such as Arnoldi or EKFAC. "
+                    f"Received: {type(preconditioner).__name__}."
+                )
+            sizes = preconditioner.maps.parameters.size, self.maps.parameters.size
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    "`preconditioner` must be of the same parameters. Received one of "
+                    f"{sizes[0]:,}, for {sizes[1]:,}."
+                )
+            preconditioner._check_ready()
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.preconditioner = preconditioner
+        self.solutions: Solutions | None = None
+        self._operator: FrozenCurvature | None = None
+
+    def _fit(self, dataset: Any) -> int:
+        self._operator, num_train = self._begin(dataset)
+        return num_train
+
+    def _check_ready(self) -> None:
+        self._check_fitted()
+        if self._operator is None:
+            raise ValueError(
+                "ConjugateGradient computes with the training set itself, which is not saved with "
+                "it: call `fit(train)` after loading."
+            )
+
+    def _inverse_products(self, vectors: tf.Tensor) -> tf.Tensor:
+        operator = self._operator
+        assert operator is not None
+        progress = self._progress("conjugate gradients", self.max_iterations)
+        try:
+            self.solutions = conjugate_gradient(
+                lambda rows: operator.products(rows) + self._damping * rows,
+                vectors,
+                tolerance=self.tolerance,
+                max_iterations=self.max_iterations,
+                precondition=(
+                    None if self.preconditioner is None else self.preconditioner._inverse_products
+                ),
+                after=lambda: progress.add(1),
+            )
+        finally:
+            progress.close()
+        self._complain(self.solutions)
+        return self.solutions.vectors
+
+    def _complain(self, found: Solutions) -> None:
+        bad = int(found.indefinite.sum())
+        if bad:
+            logging.warning(
+                "The damped curvature has directions of negative curvature (%.3g): %d of %d "
+                "solutions stopped at the first that they met. A damping of %.3g would be enough "
+                "for those.",
+                found.curvatures.min(),
+                bad,
+                len(found.indefinite),
+                self._damping - 1.1 * found.curvatures.min(),
+            )
+        short = (found.residuals > 2 * self.tolerance) & ~found.indefinite
+        if short.any():
+            logging.warning(
+                "After %d steps %d of %d solutions have a residual above the tolerance %.1e; the "
+                "largest is %.1e. Raise `max_iterations` or `damping`, or pass a `preconditioner`.",
+                found.iterations.max(),
+                int(short.sum()),
+                len(short),
+                self.tolerance,
+                found.residuals[~found.indefinite].max(),
+            )
+
+    def _report(self) -> Iterator[str]:
+        if self.used_damping is None:
+            return
+        by = ""
+        if self.preconditioner is not None:
+            by = f", preconditioned by {type(self.preconditioner).__name__}"
+        yield f"{self._system()}; residual {self.tolerance:g}, {self.max_iterations} steps{by}"
+        found = self.solutions
+        if found is None:
+            yield "verdict: known once something was solved"
+            return
+        count = len(found.residuals)
+        solved = int((found.residuals <= 2 * self.tolerance).sum())
+        yield (
+            f"last block of {count}: steps {found.iterations.min()} to {found.iterations.max()}, "
+            f"residuals up to {found.residuals.max():.1e}, smallest curvature met "
+            f"{found.curvatures.min():.3g}"
+        )
+        floor = self._damping + self.l2
+        if not found.indefinite.any() and floor > 0:
+            # g'A^-1 g - g'x = r'A^-1 g, and |A^-1| <= 1 / (damping + l2) where H is positive.
+            yield (
+                "error of a quadratic form: at most the residual times |g|^2 / "
+                f"{floor:.3g}, for a curvature without negative eigenvalues"
+            )
+        stopped = int(found.indefinite.sum())
+        if stopped:
+            yield f"verdict: {stopped} of {count} stopped at negative curvature; raise the damping"
+        elif solved < count:
+            yield f"verdict: {count - solved} of {count} not converged"
+        else:
+            yield "verdict: exact to the tolerance"
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "tolerance": self.tolerance,
+            "max_iterations": self.max_iterations,
+        }
