@@ -1,10 +1,11 @@
-"""What a Hessian-vector product costs beside a gradient, by either order of differentiation.
+"""What products with the Hessian and the Gauss-Newton matrix cost beside a gradient.
 
     python benchmarks/curvature.py
 
-One gradient of a batch, and its Hessian's product with a random vector, forward over reverse and
-reverse over reverse: in one process, by turns, a ratio being the median over the turns. Models,
-batches and seed are those of benchmarks/projection.py. Writes benchmarks/results/curvature.json.
+One gradient of a batch; its Hessian's product with a random vector, forward over reverse and
+reverse over reverse; and that of its Gauss-Newton matrix: in one process, by turns, a ratio being
+the median over the turns. Models, batches and seed are those of benchmarks/projection.py. Writes
+benchmarks/results/curvature.json.
 """
 
 import json
@@ -20,15 +21,17 @@ import runs
 
 FORWARD_OVER_REVERSE = "forward over reverse"
 REVERSE_OVER_REVERSE = "reverse over reverse"  # `LossMaps.curvature`
+GAUSS_NEWTON = "Gauss-Newton"
 
 
 def measure(name: str, batch_size: int | None, repeats: int) -> dict[str, Any]:
-    """Both orders on one model: a row of the table."""
+    """All products on one model: a row of the table."""
     maps, batch, batch_size = projection.problem(name, batch_size)
     (vector,) = projection.random_directions(maps, 1)
     orders = {
         FORWARD_OVER_REVERSE: lambda: maps.forward_curvature(batch, vector),
         REVERSE_OVER_REVERSE: lambda: maps.curvature(batch, vector),
+        GAUSS_NEWTON: lambda: maps.gauss_newton(batch, vector),
     }
     turns = projection.in_turns(
         {"gradient": lambda: maps.gradient(batch), **orders},

@@ -189,30 +189,33 @@ def projection() -> str:
 
 
 def curvature() -> str:
-    """A Hessian-vector product in times of a gradient, by either order of differentiation."""
+    """Products with the Hessian and the Gauss-Newton matrix, in times of a gradient."""
     (result,) = read_results("curvature")
+    # Results of before there was a Gauss-Newton product have no such column.
+    orders = [
+        order
+        for order in ("forward over reverse", "reverse over reverse", "Gauss-Newton")
+        if order in result["rows"][0]["over_gradient"]
+    ]
+    heads = [f"{order} / gradient" for order in orders]
     settings = result["settings"]
     rates = [row["matmul_gflops"][1] for row in result["rows"]]
     lines = [
         f"Medians of {settings['repeats']} turns, with their quartiles; seed {settings['seed']}; "
         f"{_spread(rates, 0)} GFLOP/s in matrix products:",
         "",
-        "| model (parameters), batch | gradient, ms | forward over reverse / gradient "
-        "| reverse over reverse / gradient | largest difference |",
-        "| --- | --- | --- | --- | --- |",
+        f"| model (parameters), batch | gradient, ms | {' | '.join(heads)} | largest difference |",
+        "| --- " * (3 + len(heads)) + "|",
     ]
     for row in result["rows"]:
-        orders = [
+        over = [
             f"{median:.2f} ({low:.2f} to {high:.2f})"
-            for low, median, high in (
-                row["over_gradient"][order]
-                for order in ("forward over reverse", "reverse over reverse")
-            )
+            for low, median, high in (row["over_gradient"][order] for order in orders)
         ]
         cells = [
             f"{row['model']} ({row['num_parameters']:,}), {row['batch_size']}",
             f"{1000 * row['seconds']['gradient'][1]:.1f}",
-            *orders,
+            *over,
             f"{row['difference']:.1e}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

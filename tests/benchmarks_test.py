@@ -121,6 +121,7 @@ def test_a_table_of_curvature_products(tmp_path, monkeypatch):
         "over_gradient": {
             "forward over reverse": [2.0, 2.1, 2.2],
             "reverse over reverse": [1.8, 1.9, 2.0],
+            "Gauss-Newton": [1.5, 1.7, 1.8],
         },
         "difference": 6e-7,
         "matmul_gflops": [190.0, 200.0, 210.0],
@@ -128,7 +129,8 @@ def test_a_table_of_curvature_products(tmp_path, monkeypatch):
     result = {"settings": {"seed": 0, "repeats": 7}, "rows": [row]}
     (tmp_path / "curvature.json").write_text(json.dumps(result))
     assert tables.curvature().splitlines()[-1] == (
-        "| mlp (567,434), 500 | 12.5 | 2.10 (2.00 to 2.20) | 1.90 (1.80 to 2.00) | 6.0e-07 |"
+        "| mlp (567,434), 500 | 12.5 | 2.10 (2.00 to 2.20) | 1.90 (1.80 to 2.00) "
+        "| 1.70 (1.50 to 1.80) | 6.0e-07 |"
     )
 
 

@@ -1,6 +1,7 @@
 """One model and one batch: per-example losses, and the linear maps of their gradients."""
 
 from keras_influence.gradients.calls import LayerCall
+from keras_influence.gradients.convexity import CURVATURES, check_curvature, declare_convex
 from keras_influence.gradients.factors import Contraction, Explicit, Outer, Rows
 from keras_influence.gradients.losses import PerExampleLoss
 from keras_influence.gradients.maps import LossMaps
@@ -11,6 +12,7 @@ from keras_influence.gradients.rules import register_rule
 from keras_influence.gradients.rules.elementwise import elementwise
 
 __all__ = [
+    "CURVATURES",
     "MEASUREMENTS",
     "Contraction",
     "Explicit",
@@ -21,6 +23,8 @@ __all__ = [
     "PerExampleLoss",
     "Projector",
     "Rows",
+    "check_curvature",
+    "declare_convex",
     "elementwise",
     "register_rule",
     "select_variables",

@@ -147,6 +147,27 @@ class Coverage:
         return {rule: count / total for rule, count in counts.most_common()}
 
 
+def describe(coverage: Coverage) -> None:
+    """Fills `coverage.served` in."""
+    owners: dict[int, list[tuple[str, str]]] = collections.defaultdict(list)
+    for unit in coverage.units.values():
+        for variable in unit.explained:
+            owners[variable].append((unit.layer.name, unit.rule or ""))
+        for variable in unit.implicit:
+            owners[variable].append((unit.layer.name, LAYER_FALLBACK))
+    for variable in coverage.network:
+        owners[variable].append(("", NETWORK_FALLBACK))
+    for position, variable in enumerate(coverage.variables):
+        size = 1
+        for dimension in variable.shape:
+            size *= dimension
+        rules = sorted({rule for _, rule in owners[position]}) or ["unused"]
+        names = sorted({name for name, _ in owners[position]})
+        coverage.served.append(
+            Served(", ".join(filter(None, names)), variable.path, size, " + ".join(rules))
+        )
+
+
 def merge(factors: list[Factor], factor: Factor) -> list[Factor]:
     """The factors of one variable, and one more."""
     for position, other in enumerate(factors):

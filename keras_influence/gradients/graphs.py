@@ -41,10 +41,16 @@ def reads(
     return found
 
 
-def leaks(operations: Sequence[Any], position: int, call: LayerCall) -> bool:
-    """Whether something computed from the variable leaves the call otherwise than as an output."""
+def leaks(
+    operations: Sequence[Any], position: int, call: LayerCall, also: Sequence[tf.Tensor] = ()
+) -> bool:
+    """Whether something computed from the variable leaves the call otherwise than as an output.
+
+    Args:
+        also: tensors of the call that may leave it too.
+    """
     start, end = call.operations
-    outputs = {id(tensor) for tensor in tensors(call.outputs)}
+    outputs = {id(tensor) for tensor in [*tensors(call.outputs), *also]}
     inside = {operation.name for operation in operations[start:end]}
     seen = {operations[position].name}
     pending = [operations[position]]

@@ -1,5 +1,8 @@
 """The loss of each example, from the loss that a model was compiled with."""
 
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -12,6 +15,23 @@ from keras.src.trainers.compile_utils import CompileLoss
 SEQUENCE_REDUCTIONS = ("mean", "sum")
 
 
+# (loss, labels, a model's output, the output in the loss's dtype) -> labels to use in their place.
+Visitor = Callable[[keras.Loss, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+_visiting = threading.local()
+
+
+@contextlib.contextmanager
+def visited(visitor: Visitor) -> Iterator[None]:
+    """Shows `visitor` each output's loss that this thread computes, and what it is given."""
+    previous = getattr(_visiting, "visitor", None)
+    _visiting.visitor = visitor
+    try:
+        yield
+    finally:
+        _visiting.visitor = previous
+
+
 class _OutputLoss(NamedTuple):
     """One output's Keras loss, reduced over everything but the examples."""
 
@@ -21,9 +41,13 @@ class _OutputLoss(NamedTuple):
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
         masks = [getattr(y_pred, "_keras_mask", None)]
         dtype = tf.float64 if y_pred.dtype == tf.float64 else tf.float32
-        y_pred = tf.cast(y_pred, dtype)
+        output, y_pred = y_pred, tf.cast(y_pred, dtype)
         y_true, validity = self._checked_labels(tf.convert_to_tensor(y_true), y_pred)
-        values = self.loss.call(tf.cast(y_true, dtype), y_pred)
+        y_true = tf.cast(y_true, dtype)
+        visitor = getattr(_visiting, "visitor", None)
+        if visitor is not None:
+            y_true = visitor(self.loss, y_true, output, y_pred)
+        values = self.loss.call(y_true, y_pred)
         if values.shape.rank == 0:
             raise ValueError(
                 f"The loss {self.loss.name!r} returns one number for the whole batch, of which no "

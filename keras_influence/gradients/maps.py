@@ -7,7 +7,8 @@ With l_i the loss of example i at the model's current parameters:
     curvature(batch, v, weights)   sum_i w_i Hessian(l_i) v            [p]
     curvatures(batch, V, weights)  the same of k vectors at once       [k, p]
 
-The model runs with `training=False`. Vectors are flat; see `ParameterVector`.
+and the Gauss-Newton and Fisher products in place of the Hessian's; see `convexity`. The model runs
+with `training=False`. Vectors are flat; see `ParameterVector`.
 """
 
 import functools
@@ -24,6 +25,7 @@ from keras_influence.gradients.coverage import (
     Coverage,
 )
 from keras_influence.gradients.factors import CONTRACTIONS, Contraction
+from keras_influence.gradients.gauss_newton import gauss_newton
 from keras_influence.gradients.graphs import tensor_bytes
 from keras_influence.gradients.linearization import (
     Directions,
@@ -43,6 +45,10 @@ from keras_influence.gradients.survey import survey
 
 # Share of the parameters that forward mode may serve without a warning.
 _SLOW_SHARE = 0.03
+
+
+# (batch, vector [p], weights [B] or None) -> [p]; or of vectors [k, p] -> [k, p].
+Product = Callable[..., tf.Tensor]
 
 
 class LossMaps:
@@ -86,7 +92,14 @@ class LossMaps:
         self.gradient = _compiled(self._gradient, self.parameters.values)
         self.project = _compiled(self._project, self.parameters.values)
         self.curvature = _compiled(self._curvature, self.parameters.values)
-        self.curvatures = _compiled(self._curvatures, self.parameters.values)
+        self.gauss_newton = _compiled(self._gauss_newton, self.parameters.values)
+        self.fisher = _compiled(self._fisher, self.parameters.values)
+        self.curvatures = self._of_rows(self._curvature)
+        self._kinds = {
+            "hessian": (self.curvature, self.curvatures),
+            "gauss_newton": (self.gauss_newton, self._of_rows(self._gauss_newton)),
+            "fisher": (self.fisher, self._of_rows(self._fisher)),
+        }
         self.forward_curvature = _compiled(self._forward_curvature, self.parameters.values)
         self.squared_norms = _compiled(self._squared_norms, self.parameters.values)
         self.example_gradients = _compiled(self._example_gradients, self.parameters.values)
@@ -96,8 +109,13 @@ class LossMaps:
     def _losses(self, batch: Any) -> tf.Tensor:
         """(x, y[, sample_weight]) -> l_i [batch]."""
         x, y, sample_weight = (*batch, None)[:3]
+        return self._output_losses(y, self._outputs(x), sample_weight)
+
+    def _outputs(self, x: Any) -> Any:
         with twice_differentiable_moments():
-            outputs = self.model(x, training=False)
+            return self.model(x, training=False)
+
+    def _output_losses(self, y: Any, outputs: Any, sample_weight: Any) -> tf.Tensor:
         losses = self.loss(y, outputs, sample_weight)
         if losses is None or losses.shape.rank != 1:
             raise ValueError(
@@ -134,24 +152,57 @@ class LossMaps:
             gradient = along.gradient(tape, self.parameters.values)
         return self.parameters.flatten(gradient)
 
-    def _curvatures(
-        self, batch: Any, vectors: tf.Tensor, weights: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        """`curvature` of each row of vectors [k, p]: [k, p], by one pass of the network.
+    def products(self, kind: str) -> tuple[Product, Product]:
+        """One of `CURVATURES` as `curvature`, and as `curvatures`."""
+        return self._kinds[kind]
+
+    def _of_rows(self, product: Product) -> Product:
+        """`product` of each row of vectors [k, p]: [k, p], by one pass of the network.
 
         What does not depend on the vector is computed once; the rest is as large as k times
         `curvature_bytes`.
         """
-        return tf.vectorized_map(lambda vector: self._curvature(batch, vector, weights), vectors)
 
-    def curvature_bytes(self, batch: Any) -> int:
-        """Size of all tensors that `curvature` makes of a batch, of those of known shape."""
+        def products(batch: Any, vectors: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+            return tf.vectorized_map(lambda vector: product(batch, vector, weights), vectors)
+
+        return _compiled(products, self.parameters.values)
+
+    def curvature_bytes(self, batch: Any, kind: str = "hessian") -> int:
+        """Size of all tensors that a product makes of a batch, of those of known shape."""
         vector = tf.TensorSpec([self.parameters.size], self.parameters.dtype)
         leaves = tf.nest.map_structure(tf.convert_to_tensor, batch)
         size = len(tf.nest.flatten(leaves)[0])
         weights = tf.TensorSpec([size], tf.float32)
-        traced: Any = self.curvature
+        traced: Any = self._kinds[kind][0]
         return tensor_bytes(traced.get_concrete_function(leaves, vector, weights).graph)
+
+    def _gauss_newton(
+        self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """sum_i weights_i J_i' L_i J_i vector, [p], vector [p]; see `convexity`."""
+        return self._semidefinite(batch, vector, weights, fisher=False)
+
+    def _fisher(self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+        """The same with the mean of L_i over labels drawn from the model."""
+        return self._semidefinite(batch, vector, weights, fisher=True)
+
+    def _semidefinite(
+        self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None, fisher: bool
+    ) -> tf.Tensor:
+        coverage = self.coverage(batch)
+        with cheap_second_derivatives():
+            products = gauss_newton(
+                coverage,
+                self.parameters,
+                self._outputs,
+                self._output_losses,
+                batch,
+                vector,
+                weights,
+                fisher,
+            )
+        return self.parameters.flatten(products)
 
     def _forward_curvature(
         self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None

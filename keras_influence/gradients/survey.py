@@ -16,12 +16,10 @@ from absl import logging
 
 from keras_influence.gradients.calls import LayerCall, Observer, all_layers, observed
 from keras_influence.gradients.coverage import (
-    LAYER_FALLBACK,
-    NETWORK_FALLBACK,
     Coverage,
-    Served,
     Stretch,
     Unit,
+    describe,
     explain,
     floating,
     merge,
@@ -79,7 +77,7 @@ def survey(
         )
     else:
         _assign(coverage, layers, small, large)
-    _report(coverage)
+    describe(coverage)
     return coverage
 
 
@@ -344,14 +342,25 @@ def _explaining_calls(
     """The calls that explain a variable, and whether by their rule; None for the network."""
     found: dict[int, bool] = {}
     for position in operation_positions:
-        candidates = [
+        # Not the model itself: that is the whole network.
+        around = [
             index
             for index in _chain(calls, owners[position])
-            if usable[index].works and not leaks(operations, position, calls[index])
+            if usable[index].works and calls[index].parent is not None
         ]
-        # Not the model itself: that is the whole network.
-        candidates = [index for index in candidates if calls[index].parent is not None]
-        by_rule = next((i for i in candidates if variable in explained(i)[1]), None)
+        candidates = [index for index in around if not leaks(operations, position, calls[index])]
+        by_rule = next(
+            (
+                index
+                for index in around
+                if variable in explained(index)[1]
+                and (
+                    index in candidates
+                    or not leaks(operations, position, calls[index], _logits(calls[index]))
+                )
+            ),
+            None,
+        )
         if by_rule is not None:
             found[by_rule] = True
         elif candidates:
@@ -369,21 +378,9 @@ def _explaining_calls(
     return found or {}
 
 
-def _report(coverage: Coverage) -> None:
-    owners: dict[int, list[tuple[str, str]]] = collections.defaultdict(list)
-    for unit in coverage.units.values():
-        for variable in unit.explained:
-            owners[variable].append((unit.layer.name, unit.rule or ""))
-        for variable in unit.implicit:
-            owners[variable].append((unit.layer.name, LAYER_FALLBACK))
-    for variable in coverage.network:
-        owners[variable].append(("", NETWORK_FALLBACK))
-    for position, variable in enumerate(coverage.variables):
-        size = 1
-        for dimension in variable.shape:
-            size *= dimension
-        rules = sorted({rule for _, rule in owners[position]}) or ["unused"]
-        names = sorted({name for name, _ in owners[position]})
-        coverage.served.append(
-            Served(", ".join(filter(None, names)), variable.path, size, " + ".join(rules))
-        )
+def _logits(call: LayerCall) -> Sequence[tf.Tensor]:
+    """What may go past the activation of a call whose rule asks what came back before it.
+
+    A cross-entropy takes the argument of a softmax or sigmoid, and not what that makes of it.
+    """
+    return call.linear_outputs if registry.linear_weights(call.layer) else ()

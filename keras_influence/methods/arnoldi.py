@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import checkpoints, data, distribution, storage
-from keras_influence.gradients import Projector
+from keras_influence.gradients import Projector, check_curvature
 from keras_influence.linalg import (
     ArnoldiResult,
     Basis,
@@ -51,6 +51,7 @@ class Arnoldi(EncodingMethod):
         num_iterations: Hessian-vector products, each a pass over the examples of the Hessian;
             `2 * rank` by default, so that most of the kept pairs converge.
         damping: added to the eigenvalues, in units of the loss per squared parameter.
+        curvature: `"hessian"`, or `"gauss_newton"` or `"fisher"`; see `InverseMethod`.
         l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective, added to H.
         negative_eigenvalues: what becomes of pairs with lambda < 0, at a weight vector that is no
             minimum: `"drop"` leaves them out, `"keep"` divides by them as they are, `"absolute"` by
@@ -87,6 +88,7 @@ class Arnoldi(EncodingMethod):
         num_iterations: int | None = None,
         *,
         damping: float = 0.0,
+        curvature: str = "hessian",
         l2: float = 0.0,
         negative_eigenvalues: str = "drop",
         num_examples: int | None = None,
@@ -111,6 +113,8 @@ class Arnoldi(EncodingMethod):
             raise ValueError(
                 f"`damping` and `l2` must not be negative. Received: damping={damping}, l2={l2}."
             )
+        check_curvature(curvature)
+        self.curvature = curvature
         self.rank = rank
         self.num_iterations = num_iterations
         self.damping = damping
@@ -226,7 +230,7 @@ class Arnoldi(EncodingMethod):
         journal: Journal | None = None,
     ) -> ArnoldiResult:
         """The iteration over `frozen`, which is emptied: the host needs no copy."""
-        operator = FrozenCurvature(self.maps, self.model, frozen, self.l2)
+        operator = FrozenCurvature(self.maps, self.model, frozen, self.l2, kind=self.curvature)
         parameters = self.maps.parameters
         progress = self._progress(
             "Hessian-vector products", min(self.num_iterations, parameters.size)
@@ -308,7 +312,8 @@ class Arnoldi(EncodingMethod):
         )
         yield (
             f"negative eigenvalues: {int((values < 0).sum())}, {self.negative_mass:.1%} of the "
-            f"magnitude ({self.negative_eigenvalues}); damping {self.damping:g}, l2 {self.l2:g}"
+            f"magnitude ({self.negative_eigenvalues}); curvature {self.curvature}, "
+            f"damping {self.damping:g}, l2 {self.l2:g}"
         )
         if self.asymmetry is not None:
             yield f"asymmetry of T: {self.asymmetry:.1e}"
@@ -322,6 +327,7 @@ class Arnoldi(EncodingMethod):
             "rank": self.rank,
             "num_iterations": self.num_iterations,
             "damping": self.damping,
+            "curvature": self.curvature,
             "l2": self.l2,
             "negative_eigenvalues": self.negative_eigenvalues,
             "num_examples": self.num_examples,

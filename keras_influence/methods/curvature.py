@@ -13,6 +13,8 @@ from keras_influence.gradients import LossMaps
 class FrozenCurvature:
     """H = (1/n) sum_i Hessian(l_i) + l2 I over n examples, the same ones at every product.
 
+    Or the Gauss-Newton or Fisher matrix in the place of the Hessians; see `gradients.convexity`.
+
     Args:
         maps: of the model.
         model: whose strategy the products run under.
@@ -20,6 +22,7 @@ class FrozenCurvature:
             needs no copy.
         l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective.
         budget: bytes that the tensors of several products at once may take.
+        kind: one of `gradients.CURVATURES`.
 
     Attributes:
         num_examples: n.
@@ -34,11 +37,14 @@ class FrozenCurvature:
         frozen: list[data.Batch],
         l2: float = 0.0,
         budget: float = 512 * 2**20,
+        kind: str = "hessian",
     ):
         self.num_examples = sum(batch.num_examples for batch in frozen)
         self.size = maps.parameters.size
         self.seconds = 0.0
         self._maps = maps
+        self._kind = kind
+        self._product, self._products = maps.products(kind)
         self._model = model
         self._l2 = l2
         self._budget = budget
@@ -50,7 +56,7 @@ class FrozenCurvature:
     def __call__(self, vector: Any) -> tf.Tensor:
         """H v, [p]: one pass over the examples."""
         start = time.perf_counter()
-        summed = distribution.total(self._maps.curvature, self._batches, self._model, vector)
+        summed = distribution.total(self._product, self._batches, self._model, vector)
         result = summed / self.num_examples + self._l2 * vector
         self.seconds += time.perf_counter() - start
         return result
@@ -65,7 +71,7 @@ class FrozenCurvature:
             if rows == 1:
                 blocks.append(self(block[0])[tf.newaxis])
                 continue
-            summed = distribution.total(self._maps.curvatures, self._batches, self._model, block)
+            summed = distribution.total(self._products, self._batches, self._model, block)
             blocks.append(summed / self.num_examples + self._l2 * block)
         self.seconds += time.perf_counter() - start
         return tf.concat(blocks, axis=0)
@@ -73,7 +79,7 @@ class FrozenCurvature:
     def _rows(self, count: int) -> int:
         """Rows of one block: as even as can be, so that few graphs serve."""
         if self._block is None:
-            size = self._maps.curvature_bytes(self._example)
+            size = self._maps.curvature_bytes(self._example, self._kind)
             self._block = int(max(1, self._budget // size))
             self._example = None
         return -(-count // -(-count // self._block))

@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from keras_influence import checkpoints, data, distribution
-from keras_influence.gradients import Projector
+from keras_influence.gradients import Projector, check_curvature
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.direction import DirectionMethod
 
@@ -35,6 +35,10 @@ class InverseMethod(DirectionMethod):
             `"auto"`: where `run` is given, 1 / (sum over the run's steps of the effective learning
             rate), the damping that stopping after so many steps amounts to; else a tenth of the
             mean eigenvalue of H, estimated by eight random vectors.
+        curvature: `"hessian"`; or `"gauss_newton"` or `"fisher"`, which have no negative
+            eigenvalues, for losses that are convex in the outputs. The two are one for
+            cross-entropies and squared errors. Where the network fits its labels well, or is linear
+            in its parameters, they are near the Hessian; see `gradients.convexity`.
         run: directory of the `TracInCheckpoint` that watched the training, for `damping="auto"`.
         l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective, added to H.
         num_examples: training examples that make up H, drawn once with `seed`; all by default. The
@@ -55,6 +59,7 @@ class InverseMethod(DirectionMethod):
         model: keras.Model,
         *,
         damping: float | str = "auto",
+        curvature: str = "hessian",
         run: str | os.PathLike | None = None,
         l2: float = 0.0,
         num_examples: int | None = None,
@@ -68,7 +73,9 @@ class InverseMethod(DirectionMethod):
             raise ValueError(
                 f"`damping` and `l2` must not be negative. Received: damping={damping}, l2={l2}."
             )
+        check_curvature(curvature)
         self.damping = damping
+        self.curvature = curvature
         self.run = None if run is None else os.fspath(run)
         self.l2 = l2
         self.num_examples = num_examples
@@ -198,7 +205,7 @@ class InverseMethod(DirectionMethod):
         """The curvature over the frozen examples, and the number of all; settles the damping."""
         frozen, num_train = data.freeze(dataset, self.batch_size, self.num_examples, self.seed)
         operator = FrozenCurvature(
-            self.maps, self.model, frozen, self.l2, budget=self.memory_budget
+            self.maps, self.model, frozen, self.l2, self.memory_budget, self.curvature
         )
         try:
             self._settle_damping(operator)
@@ -237,12 +244,13 @@ class InverseMethod(DirectionMethod):
         how = ""
         if self.damping == "auto":
             how = " (1 / sum of the run's rates)" if self.run else " (a tenth of the mean)"
-        return f"damping {self._damping:.4g}{how}, l2 {self.l2:g}"
+        return f"curvature {self.curvature}, damping {self._damping:.4g}{how}, l2 {self.l2:g}"
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "damping": self.damping,
+            "curvature": self.curvature,
             "run": self.run,
             "l2": self.l2,
             "num_examples": self.num_examples,

@@ -91,6 +91,8 @@ def golden_results(new_scope, inside=False, run=None, names=GOLDENS):
                 found[f"{name}: top"] = top.opponents.scores.numpy()
             if name == "arnoldi":
                 found["eigenvalues"] = method.eigenbasis.values
+                semidefinite = ki.Arnoldi(model, 2, 4, curvature="fisher", batch_size=6).fit(train)
+                found["arnoldi: eigenvalues of Fisher"] = semidefinite.eigenbasis.values
     return found
 
 

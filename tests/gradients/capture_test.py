@@ -493,3 +493,26 @@ def test_two_mirrored_replicas():
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_loss_that_goes_past_the_activation_to_its_logits(activation):
+    # Keras computes a cross-entropy from what entered the softmax, not from what left it.
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="float64"),
+            keras.layers.Dense(5, "tanh", dtype="float64"),
+            keras.layers.Dense(3, activation, dtype="float64"),
+        ]
+    )
+    loss = {"softmax": "categorical_crossentropy", "sigmoid": "binary_crossentropy"}[activation]
+    model.compile("sgd", loss)
+    random = np.random.default_rng(0)
+    batch = (random.standard_normal((6, 4)), np.eye(3)[random.integers(0, 3, 6)])
+    maps = LossMaps(model)
+    directions = random.standard_normal((3, maps.parameters.size))
+    np.testing.assert_allclose(
+        maps.project(batch, directions), maps.forward_project(batch, tf.constant(directions)), 1e-10
+    )
+    assert {row.rule for row in maps.coverage(batch).served} == {"dense"}
+    assert len(maps.coverage(batch).linear) == 2

@@ -50,3 +50,36 @@ def test_scores_are_those_of_the_dense_solve(problem, name):
     np.testing.assert_allclose(forms, exact, rtol=tolerance)
     own = np.einsum("np,np->n", np.linalg.solve(matrix, of_train.T).T, of_train) / 30
     np.testing.assert_allclose(method.self_influence(train), own, rtol=max(tolerance, 1e-5))
+
+
+@pytest.mark.parametrize("curvature", ki.gradients.CURVATURES[1:])
+def test_the_gauss_newton_matrix_in_place_of_the_hessian(problem, curvature):
+    model, train, queries, _, _, (of_queries, of_train) = problem
+    # Of two classes: p_0 p_1 (d z_0 - d z_1)(d z_0 - d z_1)', the latter from the gradients by
+    # the labels 0 and 1, of which it is the difference.
+    x, _ = train
+    first, second = (
+        cases.dense_gradients(model, cases.cross_entropy, x, np.full(30, label)) for label in (0, 1)
+    )
+    p = keras.ops.softmax(model(x)).numpy()
+    matrix = np.einsum("n,np,nq->pq", p.prod(axis=1) / 30, first - second, first - second)
+    matrix += (DAMPING + L2) * np.eye(len(matrix))
+    options = {"damping": DAMPING, "l2": L2, "curvature": curvature}
+    method = ki.ExactInfluence(model, **options).fit(train)
+    expected = of_queries @ np.linalg.solve(matrix, of_train.T) / 30
+    np.testing.assert_allclose(method.scores(queries, train), expected, rtol=1e-5)
+    assert method.eigenvalues[0] > -1e-12
+    lines = []
+    method.summary(lines.append)
+    assert any(f"curvature {curvature}, damping 0.02, l2 0.01" in line for line in lines)
+    assert method.get_config()["curvature"] == curvature
+    arnoldi = ki.Arnoldi(model, len(matrix), len(matrix), **options).fit(train)
+    largest = arnoldi.eigenbasis.values[:5]
+    np.testing.assert_allclose(largest, method.eigenvalues[:-6:-1], rtol=1e-8)
+
+
+def test_a_curvature_that_is_none():
+    with pytest.raises(ValueError, match=r"`curvature` must be one of .* Received: 'ggn'"):
+        ki.ExactInfluence(cases.mlp(), curvature="ggn")
+    with pytest.raises(ValueError, match=r"`curvature` must be one of"):
+        ki.Arnoldi(cases.mlp(), curvature="ggn")
