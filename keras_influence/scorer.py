@@ -12,6 +12,7 @@ from absl import logging
 
 from keras_influence import checkpoints, data, distribution, indexing, storage
 from keras_influence.methods import EncodingMethod, InfluenceMethod
+from keras_influence.methods.loading import large_arrays, method_from_store
 from keras_influence.retrieval import (
     BLOCK_ROWS,
     HostIndex,
@@ -338,10 +339,10 @@ def load(path: str, model: keras.Model) -> InfluenceMethod | InfluenceScorer:
     manifest = storage.read_manifest(path)
     method_manifest = manifest.get("method", manifest)
     prefix = "method-" if "method" in manifest else ""
-    in_place = [prefix + name for name in InfluenceMethod._large_arrays(method_manifest)]
+    in_place = [prefix + name for name in large_arrays(method_manifest)]
     manifest, arrays = storage.load_store(path, in_place)
     if manifest.get("kind") != InfluenceScorer.__name__:
-        return InfluenceMethod._from_store(manifest, arrays, model)
+        return method_from_store(manifest, arrays, model)
     index: HostIndex | storage.StoredIndex
     if "encodings" in manifest:
         index = storage.StoredIndex(path, manifest["encodings"])
@@ -352,7 +353,7 @@ def load(path: str, model: keras.Model) -> InfluenceMethod | InfluenceScorer:
             )
     else:
         index = HostIndex(arrays.pop("index"), arrays.pop("ids"), manifest["next_id"])
-    method = InfluenceMethod._from_store(
+    method = method_from_store(
         manifest["method"],
         {name.removeprefix("method-"): array for name, array in arrays.items()},
         model,

@@ -1,6 +1,8 @@
 """The contract of a method that scores training examples against queries."""
 
 import abc
+import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +21,9 @@ from keras_influence.gradients.measurements import (
     measurement_loss,
 )
 from keras_influence.gradients.parameters import Variables
+from keras_influence.methods.coverage_report import coverage_lines
 from keras_influence.methods.progress import Progress
+from keras_influence.methods.scoring import Steps, resumable
 
 SCALES = ("loss", "raw")
 
@@ -139,28 +143,82 @@ class InfluenceMethod(abc.ABC):
     def _fit(self, dataset: Any) -> int:
         """Returns the number of training examples."""
 
-    @abc.abstractmethod
-    def scores(self, queries: Any, train: Any) -> np.ndarray:
+    def scores(
+        self, queries: Any, train: Any, directory: str | os.PathLike | None = None
+    ) -> np.ndarray:
         """Influence of every training example on every query.
 
         Args:
             queries: Q labelled examples.
             train: N training examples.
+            directory: where to keep each finished step: some batches, or some queries' solutions.
+                The same call goes on after the last one, to the bits of one that was never
+                interrupted; when all are done it reads the scores. On SIGTERM the step in hand is
+                finished, and the process exits with code 143.
 
         Returns:
             float32 [Q, N]; positive for proponents.
-        """
 
-    @abc.abstractmethod
-    def self_influence(self, dataset: Any) -> np.ndarray:
+        Raises:
+            ValueError: the directory holds something else, or scores of something else.
+            storage.StoreInUseError: another process is computing there.
+        """
+        datasets = {"queries": queries, "train": train}
+        return self._scored("scores", datasets, directory, self._scores)
+
+    def self_influence(
+        self, dataset: Any, directory: str | os.PathLike | None = None
+    ) -> np.ndarray:
         """Influence of each example on its own loss: high for mislabeled, rare, memorised ones.
 
         Args:
             dataset: N labelled examples.
+            directory: as for `scores`.
 
         Returns:
             float32 [N].
         """
+        return self._scored("self_influence", {"dataset": dataset}, directory, self._self_influence)
+
+    @abc.abstractmethod
+    def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray: ...
+
+    @abc.abstractmethod
+    def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray: ...
+
+    def _scored(
+        self,
+        what: str,
+        datasets: dict[str, Any],
+        directory: str | os.PathLike | None,
+        compute: Callable[..., np.ndarray],
+    ) -> np.ndarray:
+        self._check_ready()
+        given = tuple(datasets.values())
+        if directory is None:
+            return compute(*given, Steps())
+        distribution.check_one_worker(self.model, "Scoring in a directory")
+        return resumable(
+            what,
+            self._scores_depend_on(),
+            datasets,
+            self.batch_size,
+            directory,
+            lambda steps: compute(*given, steps),
+        )
+
+    def _scores_depend_on(self) -> dict[str, Any]:
+        """All that the bits of scores depend on, beside the data, as JSON values."""
+        small = [array for name, array in self._state().items() if name not in self._large]
+        config = {k: v for k, v in self.get_config().items() if k not in ("verbose", "basis")}
+        return {
+            **config,
+            "kind": type(self).__name__,
+            "num_train": self.num_train,
+            "state": storage.arrays_fingerprint(small),
+            "architecture": checkpoints.architecture_fingerprint(self.model),
+            "weights": checkpoints.weights_fingerprint(self.model),
+        }
 
     def _state(self) -> dict[str, np.ndarray]:
         """Arrays that `fit` computed, for `save`."""
@@ -192,24 +250,8 @@ class InfluenceMethod(abc.ABC):
             emit(f"  fitted on {self.num_train:,} training examples{took}")
         for line in self._report():
             emit(f"  {line}")
-        for line in self._coverage_report():
+        for line in coverage_lines(self.maps.known_coverage):
             emit(f"  {line}")
-
-    def _coverage_report(self) -> Iterator[str]:
-        coverage = self.maps.known_coverage
-        if coverage is None:
-            yield "layers: known after `fit`"
-            return
-        yield "parameters by the rule that serves them:"
-        for rule, share in coverage.shares().items():
-            yield f"  {share:6.1%}  {rule}"
-        yield "layers:"
-        layers: dict[tuple[str, str], int] = {}
-        for row in coverage.served:
-            layers[row.layer, row.rule] = layers.get((row.layer, row.rule), 0) + row.parameters
-        width = max(len(layer) for layer, _ in layers)
-        for (layer, rule), parameters in layers.items():
-            yield f"  {layer or '-':{width}}  {parameters:>12,}  {rule}"
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, but for the model, as JSON values."""
@@ -261,40 +303,6 @@ class InfluenceMethod(abc.ABC):
         }
         return manifest, self._state()
 
-    @staticmethod
-    def _large_arrays(manifest: dict[str, Any]) -> tuple[str, ...]:
-        """Arrays of a store that `_from_store` takes unread."""
-        cls = InfluenceMethod._registry.get(manifest.get("kind", ""))
-        if cls is None or manifest["config"].get("basis", "host") == "host":
-            return ()
-        return cls._large
-
-    @staticmethod
-    def _from_store(
-        manifest: dict[str, Any], arrays: dict[str, Any], model: keras.Model
-    ) -> "InfluenceMethod":
-        """The method in a store, on `model`, which must be the one that it was fitted on."""
-        kind = manifest["kind"]
-        if kind not in InfluenceMethod._registry:
-            raise ValueError(
-                f"The store holds a {kind!r}, which is none of {sorted(InfluenceMethod._registry)}."
-            )
-        cls = InfluenceMethod._registry[kind]
-        if manifest["architecture"] != checkpoints.architecture_fingerprint(model):
-            raise ValueError(
-                f"The store was written for a model of another architecture than {model.name!r}: "
-                "the variables' names, shapes or dtypes differ. Pass the model that it was fitted "
-                "on."
-            )
-        method = cls.from_config(manifest["config"], model)
-        method.num_train = manifest["num_train"]
-        method.fit_seconds = manifest["fit_seconds"]
-        method._fitted_weights = manifest["weights"]
-        if method.num_train is not None:
-            method._check_weights()
-        method._set_state(arrays)
-        return method
-
     # What methods are made of.
 
     def _check_ready(self) -> None:
@@ -340,17 +348,25 @@ class InfluenceMethod(abc.ABC):
         dataset: Any,
         what: str,
         operands: Callable[[Any], Any] | None = None,
+        steps: Steps | None = None,
     ) -> np.ndarray:
         """[N, ...] of `function(examples[, operands])` over an ordered dataset; all finite.
 
-        Args: as of `distribution.gather`.
+        Args: as of `distribution.gather`; and the steps to do it in.
         """
         data.check_order(dataset)
         progress = self._progress(what)
-        batches = data.batches(dataset, self.batch_size)
-        rows = self._rows(function, batches, what, operands, progress)
+        steps = steps or Steps()
+
+        def part(batches: Callable[[], Iterable[data.Batch]]) -> np.ndarray:
+            return self._rows(function, batches(), what, operands, progress)
+
+        rows = [
+            steps.keep(name, functools.partial(part, batches))
+            for name, batches in steps.parts(dataset, self.batch_size)
+        ]
         progress.close()
-        return rows
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def _rows(
         self,

@@ -4,9 +4,10 @@ import time
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_influence import data, distribution
+from keras_influence import data, distribution, storage
 from keras_influence.gradients import LossMaps
 
 
@@ -28,6 +29,7 @@ class FrozenCurvature:
         num_examples: n.
         size: p, the length of a vector.
         seconds: spent in products so far.
+        fingerprint: of the examples.
     """
 
     def __init__(
@@ -50,6 +52,11 @@ class FrozenCurvature:
         self._budget = budget
         self._block: int | None = None
         self._example: Any = frozen[0].examples
+        self.fingerprint = storage.arrays_fingerprint(
+            np.asarray(leaf)[: batch.num_examples]
+            for batch in frozen
+            for leaf in tf.nest.flatten(batch.examples)
+        )
         self._batches = distribution.place(frozen, model)
         frozen.clear()
 

@@ -3,7 +3,7 @@
 import abc
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,10 @@ import tensorflow as tf
 from keras_influence import data, distribution
 from keras_influence.gradients import LossMaps, Projector
 from keras_influence.methods.base import InfluenceMethod
+from keras_influence.methods.scoring import Steps
+
+# The step of a block of queries that solved for its directions.
+DIRECTIONS = "directions"
 
 
 class DirectionMethod(InfluenceMethod):
@@ -20,45 +24,68 @@ class DirectionMethod(InfluenceMethod):
     block of queries.
     """
 
-    def scores(self, queries: Any, train: Any) -> np.ndarray:
-        self._check_ready()
-        return self._direction_scores(queries, train)
+    # Vectors [p] in memory for each query of a block.
+    _vectors_per_query: ClassVar[int] = 1
 
-    def _direction_scores(self, queries: Any, train: Any) -> np.ndarray:
+    def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
         factor = self._per_train()
-        rows = []
-        for projector, count in self._projectors(queries):
-            projected = self._gather(self.maps.project, train, "projection", projector.directions)
-            rows.append(projected.T[:count])
-        return (np.concatenate(rows) * factor).astype(np.float32)
+        blocks = [
+            self._block_scores(batch, train, steps.within(f"queries{number}"))
+            for number, batch in enumerate(self._query_batches(queries))
+        ]
+        return (np.concatenate(blocks) * factor).astype(np.float32)
+
+    def _block_scores(self, batch: data.Batch, train: Any, steps: Steps) -> np.ndarray:
+        # When the first training examples ask for them: never, where all of them are done.
+        projector = functools.cache(lambda: self._projector(batch, steps))
+        projected = self._gather(
+            self.maps.project,
+            train,
+            "projection",
+            lambda examples: projector().directions(examples),
+            steps,
+        )
+        steps.drop(DIRECTIONS)
+        return projected.T[: batch.num_examples]
 
     @abc.abstractmethod
-    def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
-        """The queries' directions, some at a time, and how many of them are no padding."""
+    def _projector(self, batch: data.Batch, steps: Steps) -> Projector:
+        """On the directions of a block of queries, those of its padding last, if it has them.
+
+        What is costly to solve for is kept as the step `DIRECTIONS`.
+        """
 
     def _query_batches(self, queries: Any) -> Iterator[data.Batch]:
-        """The queries, as many at a time as the memory budget holds gradients."""
+        """The queries, as many at a time as the memory budget has room for."""
         data.check_order(queries)
+        return data.batches(queries, self._query_rows())
+
+    def _query_rows(self) -> int:
         parameters = self.maps.parameters
-        return data.batches(queries, self._rows_in_budget(parameters.size * parameters.dtype.size))
+        return self._rows_in_budget(
+            parameters.size * parameters.dtype.size * self._vectors_per_query
+        )
 
 
 class GradientMethod(DirectionMethod):
     """A method whose directions are the queries' gradients themselves."""
 
-    def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
-        for batch in self._query_batches(queries):
-            self._rows(self.query_maps.squared_norms, [batch], "gradient")
-            projector = Projector(self.maps, functools.partial(self._gradients, batch.examples))
-            if self.query_maps is self.maps:
-                directions = distribution.everywhere(
-                    self.maps.gradient_directions, self.model, batch.examples
-                )
-                projector.use(batch.examples, directions)
-            yield projector, batch.num_examples
+    def _projector(self, batch: data.Batch, steps: Steps) -> Projector:
+        del steps  # One pass of a few examples is sooner done than read.
+        self._rows(self.query_maps.squared_norms, [batch], "gradient")
+        projector = Projector(self.maps, functools.partial(self._gradients, batch.examples))
+        if self.query_maps is self.maps:
+            directions = distribution.everywhere(
+                self.maps.gradient_directions, self.model, batch.examples
+            )
+            projector.use(batch.examples, directions)
+        return projector
 
     def _gradients(self, examples: Any) -> tf.Tensor:
         return distribution.here(self.query_maps.example_gradients, self.model, examples)
 
-    def _squared_norms(self, dataset: Any, maps: LossMaps | None = None) -> np.ndarray:
-        return self._gather((maps or self.maps).squared_norms, dataset, "gradient norm")
+    def _squared_norms(
+        self, dataset: Any, steps: Steps, maps: LossMaps | None = None
+    ) -> np.ndarray:
+        function = (maps or self.maps).squared_norms
+        return self._gather(function, dataset, "gradient norm", steps=steps)

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_influence.gradients import LossMaps, Projector
 from keras_influence.methods.base import InfluenceMethod
+from keras_influence.methods.scoring import Steps
 
 
 class EncodingMethod(InfluenceMethod):
@@ -50,26 +51,30 @@ class EncodingMethod(InfluenceMethod):
     def encode(self, dataset: Any) -> np.ndarray:
         """<grad l(x), u_j> of every example: [N, rank], float32 (float64 for a float64 model)."""
         self._check_ready()
-        return self._encoded(self.maps, dataset)
+        return self._encoded(self.maps, dataset, Steps())
 
-    def _encoded(self, maps: LossMaps, dataset: Any) -> np.ndarray:
+    def _encoded(self, maps: LossMaps, dataset: Any, steps: Steps) -> np.ndarray:
         blocks = [
-            self._gather(maps.project, dataset, "encoding", each.directions)
-            for each in self._encoders()
+            self._gather(
+                maps.project,
+                dataset,
+                "encoding",
+                each.directions,
+                steps.within(f"directions{number}"),
+            )
+            for number, each in enumerate(self._encoders())
         ]
         return np.concatenate(blocks, axis=1)
 
-    def scores(self, queries: Any, train: Any) -> np.ndarray:
-        self._check_ready()
+    def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
         weights = self.metric * self._per_train()
-        return ((self._encoded(self.query_maps, queries) * weights) @ self.encode(train).T).astype(
-            np.float32
-        )
+        of_queries = self._encoded(self.query_maps, queries, steps.within("queries"))
+        of_train = self._encoded(self.maps, train, steps.within("train"))
+        return ((of_queries * weights) @ of_train.T).astype(np.float32)
 
-    def self_influence(self, dataset: Any) -> np.ndarray:
-        self._check_ready()
+    def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
         self._per_train()  # Complains now, and not after the pass over the data.
-        return self.self_influence_of(self.encode(dataset))
+        return self.self_influence_of(self._encoded(self.maps, dataset, steps))
 
     def self_influence_of(self, encoded: np.ndarray) -> np.ndarray:
         """Self-influence from encodings [N, rank]: float32 [N]."""

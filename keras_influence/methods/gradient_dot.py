@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_influence import data
 from keras_influence.methods.direction import GradientMethod
+from keras_influence.methods.scoring import Steps
 
 SIMILARITIES = ("dot", "cosine")
 
@@ -40,18 +41,19 @@ class GradientDot(GradientMethod):
     def _per_train(self) -> float:
         return 1.0 if self.similarity == "cosine" else super()._per_train()
 
-    def scores(self, queries: Any, train: Any) -> np.ndarray:
-        scores = super().scores(queries, train)
+    def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
+        scores = super()._scores(queries, train, steps)
         if self.similarity == "dot":
             return scores
-        of_queries = np.sqrt(self._squared_norms(queries, self.query_maps))
-        product = of_queries[:, np.newaxis] * np.sqrt(self._squared_norms(train))
+        of_queries = self._squared_norms(queries, steps.within("query-norms"), self.query_maps)
+        of_train = self._squared_norms(train, steps.within("norms"))
+        product = np.sqrt(of_queries)[:, np.newaxis] * np.sqrt(of_train)
         # An example without a gradient points nowhere, and agrees with no other.
         return np.divide(scores, product, out=np.zeros_like(scores), where=product > 0)
 
-    def self_influence(self, dataset: Any) -> np.ndarray:
+    def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
         factor = self._per_train()
-        norms = self._squared_norms(dataset)
+        norms = self._squared_norms(dataset, steps)
         if self.similarity == "cosine":
             return (norms > 0).astype(np.float32)
         return (norms * factor).astype(np.float32)

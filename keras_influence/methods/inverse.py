@@ -3,7 +3,6 @@
 import abc
 import functools
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,9 +11,10 @@ import tensorflow as tf
 from absl import logging
 
 from keras_influence import checkpoints, data, distribution
-from keras_influence.gradients import Projector, check_curvature
+from keras_influence.gradients import LossMaps, Projector, check_curvature
 from keras_influence.methods.curvature import FrozenCurvature
-from keras_influence.methods.direction import DirectionMethod
+from keras_influence.methods.direction import DIRECTIONS, DirectionMethod
+from keras_influence.methods.scoring import Steps
 
 # Random vectors that estimate a trace.
 _NUM_PROBES = 8
@@ -51,8 +51,9 @@ class InverseMethod(DirectionMethod):
     """
 
     _bound_to_weights = True
-    # Vectors [p] in memory for each query that is solved for.
     _vectors_per_query = 2
+    # Of a method that goes on computing with the training set.
+    _operator: FrozenCurvature | None = None
 
     def __init__(
         self,
@@ -142,7 +143,9 @@ class InverseMethod(DirectionMethod):
             float32 [groups of queries, groups of training examples].
         """
         self._check_ready()
-        gradients = np.concatenate(list(self._gradient_blocks(queries)))
+        gradients = np.concatenate(
+            [self._gradients(batch, self.query_maps) for batch in self._query_batches(queries)]
+        )
         if query_groups is not None:
             sums = _sums_by_group(gradients, query_groups, "query_groups")
             counts = np.bincount(np.asarray(query_groups), minlength=len(sums))
@@ -160,12 +163,15 @@ class InverseMethod(DirectionMethod):
             rows.append(projected.T)
         return (np.concatenate(rows) * self._per_train()).astype(np.float32)
 
-    def self_influence(self, dataset: Any) -> np.ndarray:
-        self._check_ready()
+    def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
         factor = self._per_train()
+
+        def block(batch: data.Batch) -> np.ndarray:
+            return self._quadratic_forms(tf.convert_to_tensor(self._gradients(batch, self.maps)))
+
         rows = [
-            self._quadratic_forms(tf.convert_to_tensor(gradients))
-            for gradients in self._gradient_blocks(dataset, queries=False)
+            steps.keep(f"queries{number}", functools.partial(block, batch))
+            for number, batch in enumerate(self._query_batches(dataset))
         ]
         return (np.concatenate(rows) * factor).astype(np.float32)
 
@@ -174,23 +180,23 @@ class InverseMethod(DirectionMethod):
         products = self._inverse_products(vectors)
         return np.einsum("kp,kp->k", vectors, products, dtype=np.float64)
 
-    def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
-        for gradients in self._gradient_blocks(queries):
-            directions = self._inverse_products(tf.convert_to_tensor(gradients))
-            yield Projector(self.maps, functools.partial(tf.identity, directions)), len(gradients)
+    def _projector(self, batch: data.Batch, steps: Steps) -> Projector:
+        def solve() -> np.ndarray:
+            gradients = self._gradients(batch, self.query_maps)
+            return self._inverse_products(tf.convert_to_tensor(gradients)).numpy()
 
-    def _gradient_blocks(self, examples: Any, queries: bool = True) -> Iterator[np.ndarray]:
-        """Gradients of examples, [b, p], as many at a time as can be solved for together."""
-        data.check_order(examples)
-        maps = self.query_maps if queries else self.maps
-        for batch in data.batches(examples, self._query_rows()):
-            yield self._rows(maps.example_gradients, [batch], "gradient")
+        directions = steps.keep(DIRECTIONS, solve)
+        return Projector(self.maps, functools.partial(tf.convert_to_tensor, directions))
 
-    def _query_rows(self) -> int:
-        parameters = self.maps.parameters
-        return self._rows_in_budget(
-            parameters.size * parameters.dtype.size * self._vectors_per_query
-        )
+    def _gradients(self, batch: data.Batch, maps: LossMaps) -> np.ndarray:
+        """Of the examples of a batch, [n, p]."""
+        return self._rows(maps.example_gradients, [batch], "gradient")
+
+    def _scores_depend_on(self) -> dict[str, Any]:
+        found = super()._scores_depend_on()
+        if self._operator is not None:
+            found["fitted on"] = self._operator.fingerprint
+        return found
 
     def _summed_gradient(self, examples: Any) -> np.ndarray:
         batches = list(data.batches(examples, self.batch_size))

@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_influence import data, distribution
+from keras_influence import data, distribution, storage
 from keras_influence.gradients import Projector
-from keras_influence.methods.direction import DirectionMethod
+from keras_influence.methods.direction import DIRECTIONS, DirectionMethod
+from keras_influence.methods.scoring import Steps
 
 
 class LiSSA(DirectionMethod):
@@ -87,24 +88,33 @@ class LiSSA(DirectionMethod):
                 "`fit(train)` after loading."
             )
 
-    def self_influence(self, dataset: Any) -> np.ndarray:
-        self._check_ready()
+    def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
+        def block(batch: data.Batch) -> np.ndarray:
+            gradients = self._gradients(batch)
+            return tf.reduce_sum(gradients * self._directions(gradients), axis=1).numpy()
+
         rows = [
-            tf.reduce_sum(gradients * self._directions(gradients), axis=1).numpy()
-            for gradients in self._gradient_blocks(dataset)
+            steps.keep(f"queries{number}", functools.partial(block, batch))
+            for number, batch in enumerate(self._query_batches(dataset))
         ]
         return (np.concatenate(rows) * self._per_train()).astype(np.float32)
 
-    def _projectors(self, queries: Any) -> Iterator[tuple[Projector, int]]:
-        for gradients in self._gradient_blocks(queries):
-            directions = self._directions(gradients)
-            yield Projector(self.maps, functools.partial(tf.identity, directions)), len(directions)
+    def _projector(self, batch: data.Batch, steps: Steps) -> Projector:
+        directions = steps.keep(
+            DIRECTIONS, lambda: self._directions(self._gradients(batch)).numpy()
+        )
+        return Projector(self.maps, functools.partial(tf.convert_to_tensor, directions))
 
-    def _gradient_blocks(self, queries: Any) -> Iterator[tf.Tensor]:
-        """Gradients of the queries, [b, p]."""
-        for batch in self._query_batches(queries):
-            gradients = self._rows(self.maps.example_gradients, [batch], "gradient")
-            yield tf.convert_to_tensor(gradients)
+    def _gradients(self, batch: data.Batch) -> tf.Tensor:
+        """Of the queries of a batch, [b, p]."""
+        return tf.convert_to_tensor(self._rows(self.maps.example_gradients, [batch], "gradient"))
+
+    def _scores_depend_on(self) -> dict[str, Any]:
+        assert self._train is not None
+        return {
+            **super()._scores_depend_on(),
+            "fitted on": storage.arrays_fingerprint(tf.nest.flatten(self._train.arrays)),
+        }
 
     def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
         runs = [

@@ -34,7 +34,7 @@ class FitDirectory:
         self._record = self.path / _RECORD
         if self._record.exists():
             found = storage.unsealed(self._record.read_bytes(), str(self._record))
-            self._check(found["identity"], identity)
+            check_identity(self.path, "a fit", found["identity"], identity)
             self._basis = found["basis"]
         else:
             others = [file.name for file in self.path.iterdir() if not file.name.startswith(".")]
@@ -45,20 +45,6 @@ class FitDirectory:
                 )
             self._basis = None
         self.identity = identity
-
-    def _check(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        if found == wanted:
-            return
-        names = sorted(
-            key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)
-        )
-        described = "; ".join(
-            f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in names
-        )
-        raise ValueError(
-            f"{self.path} holds a fit of something else ({described}). Go on with what it was "
-            "begun with, choose another directory, or remove this one."
-        )
 
     def basis(self, num_rows: int, size: int, dtype: Any, budget: float) -> storage.StoredRows:
         """The fit's vectors, new or as they were left."""
@@ -87,6 +73,26 @@ class FitDirectory:
     def journal(self, after: Callable[[], None]) -> "StepJournal":
         """Of the iteration's steps; `after` is called when one is on the disk."""
         return StepJournal(storage.Records(self.path / _STEPS), after)
+
+
+def check_identity(
+    path: pathlib.Path, what: str, found: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    """Refuses to go on with what was begun with something else.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if found == wanted:
+        return
+    names = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    described = "; ".join(
+        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in names
+    )
+    raise ValueError(
+        f"{path} holds {what} of something else ({described}). Go on with what it was begun with, "
+        "choose another directory, or remove this one."
+    )
 
 
 class StepJournal:

@@ -1,7 +1,7 @@
 """Gradient products summed over the checkpoints of a training run."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import numpy as np
 from keras_influence import checkpoints as run_checkpoints
 from keras_influence import data
 from keras_influence.methods.direction import GradientMethod
+from keras_influence.methods.scoring import Steps
 
 
 class TracIn(GradientMethod):
@@ -62,20 +63,30 @@ class TracIn(GradientMethod):
     def _per_train(self) -> float:
         return 1.0
 
-    def scores(self, queries: Any, train: Any) -> np.ndarray:
+    def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
         # A sum over checkpoints of products, never a product of sums over checkpoints.
-        return self._sum_over_checkpoints(lambda: self._direction_scores(queries, train))
+        at_checkpoint = super()._scores
+        return self._sum_over_checkpoints(lambda part: at_checkpoint(queries, train, part), steps)
 
-    def self_influence(self, dataset: Any) -> np.ndarray:
-        return self._sum_over_checkpoints(lambda: self._squared_norms(dataset))
+    def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
+        return self._sum_over_checkpoints(lambda part: self._squared_norms(dataset, part), steps)
 
-    def _sum_over_checkpoints(self, at_checkpoint: Any) -> np.ndarray:
+    def _sum_over_checkpoints(
+        self, at_checkpoint: Callable[[Steps], np.ndarray], steps: Steps
+    ) -> np.ndarray:
         total: Any = 0.0
         with run_checkpoints.weights_restored(self.model):
-            for checkpoint in self.checkpoints:
+            for number, checkpoint in enumerate(self.checkpoints):
                 run_checkpoints.load_weights(self.model, checkpoint)
-                total = total + checkpoint.learning_rate * at_checkpoint().astype(np.float64)
+                found = at_checkpoint(steps.within(f"checkpoint{number}"))
+                total = total + checkpoint.learning_rate * found.astype(np.float64)
         return total.astype(np.float32)
+
+    def _scores_depend_on(self) -> dict[str, Any]:
+        found = super()._scores_depend_on()
+        del found["weights"]  # Of no checkpoint: another process may have built the model anew.
+        run = [(each.fingerprint, each.learning_rate) for each in self.checkpoints]
+        return {**found, "checkpoints": run}
 
     def _report(self) -> Iterator[str]:
         for checkpoint in self.checkpoints:
