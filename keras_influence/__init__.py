@@ -1,7 +1,16 @@
 """Training-data attribution for Keras and TensorFlow: which examples made this prediction?"""
 
 from keras_influence import _backend as _backend  # isort: skip - it checks what the others need.
-from keras_influence import callbacks, checkpoints, data, evaluation, gradients, linalg, report
+from keras_influence import (
+    callbacks,
+    checkpoints,
+    data,
+    evaluation,
+    gradients,
+    linalg,
+    report,
+    trainers,
+)
 from keras_influence.methods import (
     Arnoldi,
     ConjugateGradient,
@@ -36,4 +45,5 @@ __all__ = [
     "load",
     "report",
     "top_influences",
+    "trainers",
 ]

@@ -25,6 +25,7 @@ FLOORS = (
     "storage",
     "checkpoints",
     "callbacks",
+    "trainers",
     "methods",
     "retrieval",
     "indexing",
