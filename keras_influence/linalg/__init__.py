@@ -2,14 +2,9 @@
 
 from keras_influence.linalg.basis import Basis, HostBasis
 from keras_influence.linalg.conjugate_gradient import Solutions, conjugate_gradient
-from keras_influence.linalg.krylov import (
-    ArnoldiResult,
-    Eigenbasis,
-    Journal,
-    Step,
-    arnoldi,
-    distill,
-)
+from keras_influence.linalg.krylov import arnoldi, basis_rows
+from keras_influence.linalg.projection import Journal, Restart, Step
+from keras_influence.linalg.ritz import ArnoldiResult, Eigenbasis, distill
 
 __all__ = [
     "ArnoldiResult",
@@ -17,9 +12,11 @@ __all__ = [
     "Eigenbasis",
     "HostBasis",
     "Journal",
+    "Restart",
     "Solutions",
     "Step",
     "arnoldi",
+    "basis_rows",
     "conjugate_gradient",
     "distill",
 ]

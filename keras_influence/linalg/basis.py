@@ -36,6 +36,11 @@ class Basis(Protocol):
     def write(self, columns: slice, values: np.ndarray) -> None:
         """Sets columns of all rows that there is room for, [rows, width]."""
 
+    def combine(self, combination: np.ndarray) -> None:
+        """Puts `combination` [m, rows] times the rows in their place. Where rows outlive the
+        process, those before are there until a further row is combined.
+        """
+
     def __getitem__(self, rows: slice) -> np.ndarray:
         """[rows, p]."""
 
@@ -77,6 +82,11 @@ class HostBasis:
     def write(self, columns: slice, values: np.ndarray) -> None:
         self.array[:, columns] = values
         self._count = len(self.array)
+
+    def combine(self, combination: np.ndarray) -> None:
+        for columns, block in self.blocks(self._count):
+            self.array[: len(combination), columns] = combination @ block
+        self._count = len(combination)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return self.array[: self._count][rows]

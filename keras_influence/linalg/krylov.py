@@ -3,107 +3,21 @@
 Algorithm 1 of Schioppa et al., "Scaling Up Influence Functions" (AAAI 2022), with three repairs:
 every new vector is orthogonalised twice (once, in float32, leaves |Q'Q - I| of 0.2 to 0.3 after 200
 steps, and negative eigenvalues of positive matrices); breakdown is measured against the operator's
-own size; and an invariant subspace is left by a restart, so that repeated eigenvalues are found.
+own size; and an invariant subspace is left by a random vector, so that repeated eigenvalues are
+found. It takes several starting vectors at once (block Arnoldi), ends when the wanted pairs have
+converged, and makes do with a basis of few vectors by thick restarts (Wu and Simon, "Thick-Restart
+Lanczos Method for Large Symmetric Eigenvalue Problems", SIAM J. Matrix Anal. Appl. 22, 2000).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from keras_influence.linalg.basis import Basis, HostBasis
-
-
-class ArnoldiResult(NamedTuple):
-    """What `arnoldi` found: H restricted to the Krylov space, and a basis of that space.
-
-    Attributes:
-        matrix: float64 [steps, steps], Q H Q'. Upper Hessenberg; tridiagonal up to rounding and
-            asymmetry of the operator.
-        basis: [steps, p], orthonormal rows Q: the `Basis` that was given, or an array.
-        remainder: norm of the part of H q_last that lies outside the basis: the residual of an
-            eigenpair is this times the last entry of its eigenvector of `matrix`. Zero when the
-            basis spans an invariant subspace.
-        num_iterations: steps that were asked for: at least the steps taken.
-    """
-
-    matrix: np.ndarray
-    basis: Any
-    remainder: float
-    num_iterations: int
-
-    @property
-    def asymmetry(self) -> float:
-        """|T - T'| / |T| (Frobenius): rounding for a symmetric operator, more for another one."""
-        norm = np.linalg.norm(self.matrix)
-        return float(np.linalg.norm(self.matrix - self.matrix.T) / norm) if norm else 0.0
-
-
-class Eigenbasis(NamedTuple):
-    """Eigenpairs of largest magnitude.
-
-    Attributes:
-        values: float64 [rank], eigenvalues sorted by falling magnitude.
-        vectors: [rank, p], unit eigenvectors as rows: an array, or a `Basis`.
-        residuals: float64 [rank], |H u - lambda u| of each pair. Some eigenvalue of H lies within
-            this distance of `values[i]`.
-    """
-
-    values: np.ndarray
-    vectors: Any
-    residuals: np.ndarray
-
-
-class Step(NamedTuple):
-    """What one step of the iteration found: all that the next ones need, beside the basis.
-
-    Attributes:
-        coefficients: float64 [step + 1], products of H q_step with the basis.
-        remainder: norm of the part of H q_step outside the basis.
-        image_norm: |H q_step|.
-        restarted: whether that part was rounding, and a random vector came next.
-        last: whether the iteration ended with this step, before its end.
-    """
-
-    coefficients: np.ndarray
-    remainder: float
-    image_norm: float
-    restarted: bool
-    last: bool = False
-
-
-class Journal(Protocol):
-    """Steps that are done, kept where a later process finds them."""
-
-    def steps(self) -> list[Step]:
-        """Those that were recorded, in order."""
-
-    def record(self, step: Step) -> None:
-        """Keeps a step; the basis holds its vectors already."""
-
-
-def _orthogonalize(basis: Basis, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Subtracts from `vector`, in place, its part in the span of `basis`, by Gram-Schmidt twice.
-
-    Returns the coefficients and the vector. The second pass's inner products are taken block by
-    block while the first pass subtracts, so that the basis is read three times, not four.
-    """
-    count = basis.shape[0]
-    first = np.zeros(count, vector.dtype)
-    for columns, block in basis.blocks(count):
-        first += block @ vector[columns]
-    second = np.zeros_like(first)
-    for columns, block in basis.blocks(count):
-        vector[columns] -= first @ block
-        second += block @ vector[columns]
-    for columns, block in basis.blocks(count):
-        vector[columns] -= second @ block
-    return first.astype(np.float64) + second, vector
-
-
-def _norm(vector: np.ndarray) -> float:
-    # In float64: the square of a float32 below 1e-19 is zero, and a long sum loses digits.
-    return float(np.sqrt(np.einsum("i,i->", vector, vector, dtype=np.float64)))
+from keras_influence.linalg.orthogonal import extend, norm, orthogonalize
+from keras_influence.linalg.projection import Journal, Projection, Restart, Step
+from keras_influence.linalg.ritz import ArnoldiResult, ritz_pairs
 
 
 def arnoldi(
@@ -111,6 +25,9 @@ def arnoldi(
     start: Any,
     num_iterations: int,
     *,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    max_vectors: int | None = None,
     seed: int = 0,
     basis: Basis | None = None,
     journal: Journal | None = None,
@@ -122,23 +39,38 @@ def arnoldi(
     before it; if H maps that one to nothing, H is zero on everything that is left, and the
     iteration stops.
 
+    A space from one vector holds one vector of each eigenspace, so that of an eigenvalue that is
+    repeated k times, or nearly so, k are found soonest by a block of k starting vectors.
+
     Args:
-        matvec: v -> H v on flat vectors [p]. It is handed what `start` is: numpy arrays for a numpy
-            array, tensors for a `tf.Tensor`.
-        start: [p], any non-zero norm; its float dtype is the dtype of the basis.
-        num_iterations: products with H, at least 1. At most p are made.
-        seed: seeds the restarts.
-        basis: where the vectors go, of the dtype of `start`; an array in memory by default, which
-            takes `num_iterations * p` numbers.
+        matvec: v -> H v on flat vectors [p]; for a block of starting vectors, on several at once,
+            [k, p] -> [k, p], with k at most the block's. It is handed what `start` is: numpy arrays
+            for a numpy array, tensors for a `tf.Tensor`.
+        start: [p], any non-zero norm, or a block of them [block, p]; its float dtype is the dtype
+            of the basis. Vectors of a block that depend on those before them are replaced by random
+            ones.
+        num_iterations: products with H, at least 1; whole blocks of them are made. At most p
+            are, unless the iteration restarts.
+        rank: eigenpairs of largest magnitude that are wanted, where one of the next two is given.
+        tolerance: ends the iteration when |H u - lambda u| is at most this share of the largest
+            |lambda| for each of the `rank` pairs of largest magnitude. They are known without
+            further products. Below the rounding of a product, about 1e-6 in float32, the
+            iteration's own residuals say nothing.
+        max_vectors: rows that the basis may have, at least `rank` and twice the block. When it is
+            full, it is exchanged for the eigenvectors of largest magnitude that it holds, more
+            than `rank`, and the block that was to come next.
+        seed: seeds the random vectors.
+        basis: where the vectors go, of the dtype of `start`, with room for `basis_rows`; an array
+            in memory by default.
         journal: of the steps. Those that it holds, with their vectors in `basis`, are not done
             again, and those that follow have the bits that they would have had.
 
     Returns:
-        An `ArnoldiResult` of at most `num_iterations` steps.
+        An `ArnoldiResult` of at most `num_iterations` rows.
 
     Raises:
         ValueError: a start vector that is zero, not finite or not flat; a product of another shape;
-            fewer than one iteration.
+            fewer iterations than starting vectors; too few `max_vectors`; no `rank`.
         FloatingPointError: a product that is not finite.
 
     Example:
@@ -147,92 +79,225 @@ def arnoldi(
     >>> values, vectors, residuals = distill(result, rank=10)
     """
     as_given = _like(start)
-    vector = np.array(start)  # A copy: it is scaled in place.
-    if vector.ndim != 1 or vector.size == 0:
-        raise ValueError(f"`start` must be a flat vector [p]. Received shape {vector.shape}.")
-    if not np.issubdtype(vector.dtype, np.floating) or vector.dtype.itemsize < 4:
-        vector = vector.astype(np.float32)
-    if num_iterations < 1:
-        raise ValueError(f"`num_iterations` must be at least 1. Received: {num_iterations}.")
-    norm = _norm(vector)
-    if not 0 < norm < np.inf:
-        raise ValueError(f"`start` must have a finite norm above zero. Received norm: {norm}.")
-    size = vector.size
-    steps = min(num_iterations, size)
+    vectors = _checked_start(start)
+    size, block_size = vectors.shape[-1], 1 if vectors.ndim == 1 else len(vectors)
+    wanted = _checked_rank(rank, num_iterations, block_size, tolerance, max_vectors)
     # What is left after a product is subtracted from its own projection is rounding when it is
     # below a few units in the last place of the product, times the growth of a sum of `size` terms.
-    tolerance = 10 * np.finfo(vector.dtype).eps * np.sqrt(size)
+    rounding = 10 * np.finfo(vectors.dtype).eps * np.sqrt(size)
 
     given = basis
     if basis is None:
-        basis = HostBasis(steps, size, vector.dtype)
-    if basis.dtype != vector.dtype or basis.shape[1] != size:
+        rows = basis_rows(size, num_iterations, max_vectors)
+        basis = HostBasis(rows, size, vectors.dtype)
+    if basis.dtype != vectors.dtype or basis.shape[1] != size:
         raise ValueError(
-            f"`basis` must hold vectors [{size}] of {vector.dtype}. Received: vectors "
+            f"`basis` must hold vectors [{size}] of {vectors.dtype}. Received: vectors "
             f"[{basis.shape[1]}] of {basis.dtype}."
         )
-    done = journal.steps()[:steps] if journal is not None else []
-    if done:
-        # One vector more than steps, but for the last step's.
-        needed = len(done) if done[-1].last or len(done) == steps else len(done) + 1
-        if basis.shape[0] < needed:
-            raise ValueError(
-                f"The journal has {len(done)} steps, whose vectors `basis` must hold: {needed}. "
-                f"It holds {basis.shape[0]}."
-            )
-        basis.truncate(needed)
-    else:
+
+    def draw(number: int) -> np.ndarray:
+        # Of the product's own seed, so that an iteration that begins here draws the same.
+        random = np.random.default_rng([seed, number])
+        return random.standard_normal((size,)).astype(vectors.dtype)
+
+    first, random = _first_block(vectors, rounding, lambda row: draw(num_iterations + row))
+    space = Projection.begin(random)
+    done = journal.steps() if journal is not None else []
+    for step in done:
+        space = space.after(step)
+    if not done:
         basis.truncate(0)
-        basis.append(vector / norm)
-    operator_norm = max((step.image_norm for step in done), default=0.0)
-    restarted = done[-1].restarted if done else False
-    for number in range(len(done), steps):
-        if done and done[-1].last:
-            break
-        image = np.array(matvec(as_given(basis[number : number + 1][0])), dtype=vector.dtype)
-        if image.shape != (size,):
-            raise ValueError(f"`matvec` must return shape ({size},). It returned {image.shape}.")
-        image_norm = _norm(image)
-        if not np.isfinite(image_norm):
-            raise FloatingPointError(
-                f"The operator's product at step {number} of {steps} is not finite. A loss or a "
-                "gradient overflowed, or the model's weights hold NaN."
+        for row in first:
+            basis.append(row)
+    elif basis.shape[0] < space.num_rows:
+        raise ValueError(
+            f"The journal has {len(done)} steps, whose vectors `basis` must hold: "
+            f"{space.num_rows}. It holds {basis.shape[0]}."
+        )
+    basis.truncate(space.num_rows)
+
+    def product(block: np.ndarray) -> np.ndarray:
+        """Products [k, p] with vectors [k, p]."""
+        block = block[0] if vectors.ndim == 1 else block
+        images = np.array(matvec(as_given(block)), dtype=vectors.dtype)
+        if images.shape != block.shape:
+            raise ValueError(
+                f"`matvec` must return shape {block.shape}. It returned {images.shape}."
             )
-        if restarted and image_norm <= tolerance * operator_norm:
-            # A random vector outside the invariant space is mapped to nothing: so is all of it.
-            done.append(Step(np.zeros(number + 1), 0.0, image_norm, False, last=True))
-        else:
-            operator_norm = max(operator_norm, image_norm)
-            coefficients, rest = _orthogonalize(basis, image)
-            remainder = _norm(rest)
-            restarted = bool(remainder <= tolerance * operator_norm)
-            if number + 1 < steps:
-                if restarted:
-                    # Of the step's own seed, so that one that begins here draws the same.
-                    random = np.random.default_rng([seed, number])
-                    rest = random.standard_normal(size).astype(vector.dtype)
-                    _, rest = _orthogonalize(basis, rest)
-                basis.append(rest / _norm(rest))
-            done.append(Step(coefficients, remainder, image_norm, restarted))
+        return images.reshape(-1, size)
+
+    while not space.last and 0 < space.waiting <= num_iterations - space.num_products:
+        room = min(space.waiting, size - space.num_rows)
+        more = space.num_products + space.waiting + room <= num_iterations
+        if more and max_vectors is not None and space.num_rows + room > max_vectors:
+            restart = _restart(space, basis, wanted, max_vectors)
+            if journal is not None:
+                journal.record(restart)
+            space = space.after(restart)
+        images = product(basis[space.multiplied : space.num_rows])
+        lengths = [norm(image) for image in images]
+        if not np.all(np.isfinite(lengths)):
+            raise FloatingPointError(
+                f"The operator's product at step {space.num_products} of {num_iterations} is not "
+                "finite. A loss or a gradient overflowed, or the model's weights hold NaN."
+            )
+        step = _step(space, basis, images, lengths, rounding, draw if more else None)
+        if tolerance is not None and _due(space, step):
+            step = step._replace(last=_converged(space.after(step), wanted, tolerance))
+        space = space.after(step)
         if journal is not None:
-            journal.record(done[-1])
-    return _result(done, basis if given is not None else basis[:], steps, num_iterations)
+            journal.record(step)
+    count = space.multiplied
+    return ArnoldiResult(
+        space.matrix[:count],
+        basis if given is not None else basis[:count],
+        space.matrix[count:],
+        num_iterations,
+        space.num_products,
+        space.num_restarts,
+    )
 
 
-def _result(done: list[Step], basis: Any, steps: int, num_iterations: int) -> ArnoldiResult:
-    if done[-1].last:
-        done = done[:-1]
-    count = len(done)
-    matrix = np.zeros((count, count))
-    for number, step in enumerate(done):
-        matrix[: number + 1, number] = step.coefficients
-        if number + 1 < count and not step.restarted:
-            matrix[number + 1, number] = step.remainder
-    if isinstance(basis, np.ndarray):
-        basis = basis[:count]
-    # Short of the steps that were asked for, the last one met an invariant space.
-    remainder = 0.0 if done[-1].restarted or count < steps else done[-1].remainder
-    return ArnoldiResult(matrix, basis, remainder, num_iterations)
+def basis_rows(size: int, num_iterations: int, max_vectors: int | None = None) -> int:
+    """Rows that an iteration of `arnoldi` on vectors [size] needs room for."""
+    return min(size, num_iterations, size if max_vectors is None else max_vectors)
+
+
+def _checked_start(start: Any) -> np.ndarray:
+    vectors = np.array(start)  # A copy: it is scaled in place.
+    if vectors.ndim not in (1, 2) or vectors.size == 0:
+        raise ValueError(
+            "`start` must be a flat vector [p], or a block of them [block, p]. Received shape "
+            f"{vectors.shape}."
+        )
+    if not np.issubdtype(vectors.dtype, np.floating) or vectors.dtype.itemsize < 4:
+        vectors = vectors.astype(np.float32)
+    length = norm(vectors.reshape(-1))
+    if not 0 < length < np.inf:
+        raise ValueError(f"`start` must have a finite norm above zero. Received norm: {length}.")
+    return vectors
+
+
+def _checked_rank(
+    rank: int | None,
+    num_iterations: int,
+    block_size: int,
+    tolerance: float | None,
+    max_vectors: int | None,
+) -> int:
+    """`rank`, or 0 where nothing depends on it."""
+    if num_iterations < 1:
+        raise ValueError(f"`num_iterations` must be at least 1. Received: {num_iterations}.")
+    if num_iterations < block_size:
+        raise ValueError(
+            f"`num_iterations` must be at least the number of starting vectors, {block_size}. "
+            f"Received: {num_iterations}."
+        )
+    if tolerance is None and max_vectors is None:
+        return 0
+    if rank is None or rank < 1:
+        raise ValueError(
+            "`tolerance` and `max_vectors` are about the `rank` pairs that are wanted, at least 1. "
+            f"Received: rank={rank}."
+        )
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"`tolerance` must be above zero. Received: {tolerance}.")
+    if max_vectors is not None and max_vectors < rank + 2 * block_size:
+        raise ValueError(
+            "`max_vectors` must leave room for the `rank` pairs and two blocks: at least "
+            f"{rank + 2 * block_size}. Received: {max_vectors}."
+        )
+    return rank
+
+
+def _first_block(
+    vectors: np.ndarray, rounding: float, draw: Callable[[int], np.ndarray]
+) -> tuple[np.ndarray, tuple[bool, ...]]:
+    """The starting vectors as orthonormal rows, and which of them are random ones."""
+    if vectors.ndim == 1:
+        return (vectors / norm(vectors))[np.newaxis], (False,)
+    lengths = np.array([norm(row) for row in vectors])
+    # What is rounding is so beside the row's own length.
+    scaled = vectors / np.where(lengths > 0, lengths, 1).astype(vectors.dtype)[:, np.newaxis]
+    nothing = HostBasis(0, vectors.shape[1], vectors.dtype)
+    rows, _, random = extend(nothing, scaled, rounding, draw)
+    return rows, random
+
+
+def _step(
+    space: Projection,
+    basis: Basis,
+    images: np.ndarray,
+    lengths: list[float],
+    rounding: float,
+    draw: Callable[[int], np.ndarray] | None,
+) -> Step:
+    """Takes products apart, and puts what is new into the basis, if there will be more of them.
+
+    Args:
+        images: [k, p], of the vectors that come next.
+        lengths: theirs.
+        rounding: share of the operator's size that tells nothing.
+        draw: the n-th random vector; None where no further step comes.
+    """
+    # A random vector outside the space is mapped to nothing: so is all that is outside.
+    nothing = [
+        drawn and length <= rounding * space.operator_norm
+        for drawn, length in zip(space.random, lengths, strict=True)
+    ]
+    exhausted = space.exhausted or any(nothing)
+    if all(nothing):
+        none = np.zeros((space.num_rows, 0))
+        return Step(none, np.zeros((0, 0)), max(lengths), (), exhausted, last=True)
+    # One vector as such: its products are those of a matrix and a vector, with their own bits.
+    images = images[0] if len(images) == 1 else images
+    coefficients, rest = orthogonalize(basis, images)
+    number = space.num_products
+    new, weights, random = extend(
+        basis,
+        rest.reshape(len(lengths), -1),
+        rounding * max(space.operator_norm, *lengths),
+        None if draw is None or exhausted else lambda row: draw(number + row),
+    )
+    if draw is None:
+        random = ()
+    else:
+        for vector in new:
+            basis.append(vector)
+    coefficients = coefficients.reshape(space.num_rows, len(lengths))
+    return Step(coefficients, weights, max(lengths), random, exhausted)
+
+
+def _due(space: Projection, step: Step) -> bool:
+    """Whether to look for convergence after a step.
+
+    That takes an eigendecomposition, so it is done when the space has grown by a twentieth. Of
+    nothing but the size, so that an iteration that goes on looks where it would have looked.
+    """
+    count = space.multiplied + step.num_products
+    return count % max(1, count // 20) < step.num_products
+
+
+def _converged(space: Projection, rank: int, tolerance: float) -> bool:
+    count = space.multiplied
+    if count < rank:
+        return False
+    return ritz_pairs(space.matrix[:count], space.matrix[count:], rank).converged(rank, tolerance)
+
+
+def _restart(space: Projection, basis: Basis, rank: int, max_vectors: int) -> Restart:
+    """Makes room in the basis."""
+    count, waiting = space.multiplied, space.waiting
+    # Half of what is beyond the wanted pairs is kept: with less, what was known of the next
+    # eigenvectors must be found again; with more, the next restart comes sooner.
+    kept = min((rank + count) // 2, max_vectors - 2 * waiting)
+    inner = ritz_pairs(space.matrix[:count], space.matrix[count:], kept).inner
+    combination = np.zeros((kept + waiting, space.num_rows))
+    combination[:kept, :count] = inner.T
+    combination[kept:, count:] = np.eye(waiting)
+    basis.combine(combination.astype(basis.dtype))
+    return Restart(combination @ space.matrix @ inner)
 
 
 def _like(start: Any) -> Callable[[np.ndarray], Any]:
@@ -241,44 +306,3 @@ def _like(start: Any) -> Callable[[np.ndarray], Any]:
     import tensorflow as tf
 
     return tf.convert_to_tensor if tf.is_tensor(start) else lambda vector: vector
-
-
-def distill(result: ArnoldiResult, rank: int, vectors: Basis | None = None) -> Eigenbasis:
-    """The `rank` eigenpairs of largest magnitude that a Krylov space holds.
-
-    Args:
-        result: from `arnoldi`.
-        rank: pairs to keep. Where the iteration ended early, because the operator has fewer
-            non-zero eigenvalues, fewer pairs come back.
-        vectors: where to put the eigenvectors, with room for as many rows as there are pairs; an
-            array by default.
-
-    Raises:
-        ValueError: `rank` below 1, or above the iterations that `arnoldi` was asked for.
-    """
-    if not 1 <= rank <= result.num_iterations:
-        raise ValueError(
-            f"`rank` must be between 1 and the number of iterations, {result.num_iterations}. "
-            f"Received: rank={rank}."
-        )
-    values, inner = np.linalg.eigh(0.5 * (result.matrix + result.matrix.T))
-    order = np.argsort(-np.abs(values), kind="stable")[:rank]
-    values, inner = values[order], inner[:, order]
-    # H Q'S - Q'S diag(values) = Q'(T S - S diag(values)) + remainder * q_next * (last row of S).
-    inside = np.linalg.norm(result.matrix @ inner - inner * values, axis=0)
-    residuals = np.hypot(inside, result.remainder * np.abs(inner[-1]))
-    combination = inner.T.astype(result.basis.dtype)
-    kept = vectors
-    if kept is None:
-        kept = HostBasis(len(values), result.basis.shape[1], result.basis.dtype)
-    _combine(combination, result.basis, kept)
-    return Eigenbasis(values, kept[:] if vectors is None else kept, residuals)
-
-
-def _combine(combination: np.ndarray, basis: Any, out: Basis) -> None:
-    """Rows of `basis`, combined, into `out`."""
-    if isinstance(basis, np.ndarray):
-        out.write(slice(None), combination @ basis)
-        return
-    for columns, block in basis.blocks(combination.shape[1]):
-        out.write(columns, combination @ block)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data, storage
-from keras_influence.linalg import Step
+from keras_influence.linalg import Restart, Step
 
 _RECORD = "fit.json"
 _STEPS = "steps"
@@ -57,7 +57,13 @@ class FitDirectory:
             record = {"identity": self.identity, "basis": self._basis}
             storage.write_json(self._record, storage.sealed(record))
             return rows
-        return storage.StoredRows.open(storage.ArrayFile(self.path, _BASIS, **self._basis))
+        name = storage.generation(_BASIS, self._num_restarts())
+        return storage.StoredRows.open(storage.ArrayFile(self.path, name, **self._basis))
+
+    def _num_restarts(self) -> int:
+        """Times that the basis was moved to another array, with a record of it."""
+        steps = self.journal(lambda: None).steps()
+        return sum(isinstance(step, Restart) for step in steps)
 
     @property
     def finished(self) -> bool:
@@ -67,8 +73,8 @@ class FitDirectory:
         """Makes the directory a store, and drops what only the fit needed."""
         if not self.finished:
             storage.fill_store(self.path, manifest, arrays)
-        for name in (_BASIS, _STEPS):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for place in (*self.path.glob(f"{_BASIS}*"), self.path / _STEPS):
+            shutil.rmtree(place, ignore_errors=True)
 
     def journal(self, after: Callable[[], None]) -> "StepJournal":
         """Of the iteration's steps; `after` is called when one is on the disk."""
@@ -102,22 +108,31 @@ class StepJournal:
         self._records = records
         self._after = after
 
-    def steps(self) -> list[Step]:
-        return [
-            Step(
-                np.array(record["coefficients"]),
-                record["remainder"],
-                record["image_norm"],
-                record["restarted"],
-                record["last"],
-            )
-            for record in self._records.read()
-        ]
+    def steps(self) -> list[Step | Restart]:
+        return [_step(record) for record in self._records.read()]
 
-    def record(self, step: Step) -> None:
+    def record(self, step: Step | Restart) -> None:
         # A float's decimal form gives back its bits.
-        self._records.add({**step._asdict(), "coefficients": step.coefficients.tolist()})
+        fields = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in step._asdict().items()
+        }
+        self._records.add(fields)
         self._after()
+
+
+def _step(record: dict[str, Any]) -> Step | Restart:
+    if "matrix" in record:
+        return Restart(np.array(record["matrix"]))
+    coefficients = np.array(record["coefficients"])
+    return Step(
+        coefficients,
+        np.reshape(record["rest"], (len(record["rest"]), coefficients.shape[1])),
+        record["image_norm"],
+        tuple(record["random"]),
+        record["exhausted"],
+        record["last"],
+    )
 
 
 class DurableBasis:
@@ -150,6 +165,13 @@ class DurableBasis:
 
     def write(self, columns: slice, values: np.ndarray) -> None:
         self._memory.write(columns, values)
+
+    def combine(self, combination: np.ndarray) -> None:
+        self._memory.combine(combination)
+        following = self._stored.successor()
+        for row in range(self._memory.shape[0]):
+            following.append(self._memory[row : row + 1][0])
+        self._stored = following
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return self._memory[rows]

@@ -12,7 +12,7 @@ from keras_influence.storage.files import (
 from keras_influence.storage.fingerprint import arrays_fingerprint
 from keras_influence.storage.index import StoredIndex
 from keras_influence.storage.journal import Records
-from keras_influence.storage.rows import StoredRows, block_width
+from keras_influence.storage.rows import StoredRows, block_width, generation
 from keras_influence.storage.store import (
     MANIFEST,
     fill_store,
@@ -35,6 +35,7 @@ __all__ = [
     "commit_directory",
     "file_sha256",
     "fill_store",
+    "generation",
     "load_store",
     "read_manifest",
     "save_store",

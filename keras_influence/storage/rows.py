@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -20,6 +21,16 @@ def block_width(shape: tuple[int, int], dtype: Any, memory_budget: float) -> int
     rows, size = shape
     width = int(memory_budget / (2 * max(rows, 1) * np.dtype(dtype).itemsize))
     return min(max(width, _SMALLEST), _LARGEST, size)
+
+
+def generation(name: str, number: int) -> str:
+    """Name of the array that rows lie in after `number` combinations."""
+    return f"{name}.{number}" if number else name
+
+
+def _generation(name: str) -> tuple[str, int]:
+    stem, _, number = name.partition(".")
+    return stem, int(number or 0)
 
 
 class StoredRows:
@@ -94,6 +105,35 @@ class StoredRows:
     def write(self, columns: slice, values: np.ndarray) -> None:
         self._store(slice(0, len(values)), columns, values)
         self._count = len(values)
+
+    def combine(self, combination: np.ndarray) -> None:
+        following = self.successor()
+        for columns, block in self.blocks(self._count):
+            following.write(columns, combination @ block)
+        self.become(following)
+
+    def successor(self) -> "StoredRows":
+        """A new array, without rows, that these rows may move to.
+
+        It lies beside this one, so that until it is whole nothing is lost. The one before this one
+        is removed.
+        """
+        stem, number = _generation(self.file.name)
+        if number and self.file.path is not None:
+            before = self.file.path.with_name(generation(stem, number - 1))
+            shutil.rmtree(before, ignore_errors=True)
+        return self.create(
+            self.file.directory,
+            generation(stem, number + 1),
+            (self.file.shape[0], self.file.shape[1]),
+            self.dtype,
+            self.width,
+        )
+
+    def become(self, other: "StoredRows") -> None:
+        """Takes the place of `other`, which is used no more."""
+        self.file, self._array = other.file, other._array
+        self._count, self._checked = other._count, other._checked
 
     def blocks(self, count: int) -> Iterator[tuple[slice, np.ndarray]]:
         size, width = self.file.shape[1], self.width

@@ -49,6 +49,8 @@ class ArrayFile:
         dtype: str,
         chunk: Sequence[int] | None = None,
     ):
+        self.directory = directory
+        self.name = name
         self.location = f"{url(directory)}{name}/"
         self.path = pathlib.Path(directory) / name if is_local(directory) else None
         self.shape = tuple(int(size) for size in shape)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_influence.linalg import HostBasis, krylov
+from keras_influence.linalg import HostBasis, orthogonal
 from keras_influence.linalg.device import orthogonalize
 
 
@@ -23,7 +23,7 @@ def test_the_same_as_that_of_the_iteration(dtype, tolerance):
     rows = HostBasis(5, 300, dtype)
     for row in basis[:5]:
         rows.append(row)
-    expected, expected_rest = krylov._orthogonalize(rows, vector.copy())
+    expected, expected_rest = orthogonal.orthogonalize(rows, vector.copy())
     # Entries of both are of order one.
     np.testing.assert_allclose(coefficients[:5], expected, atol=tolerance)
     np.testing.assert_allclose(rest, expected_rest, atol=tolerance)

@@ -136,7 +136,7 @@ def test_the_start_is_not_changed():
     np.testing.assert_array_equal(start, 2.0)
 
 
-@pytest.mark.parametrize("start", [np.zeros(3), np.array([1.0, np.nan, 0]), np.ones((2, 2))])
+@pytest.mark.parametrize("start", [np.zeros(3), np.array([1.0, np.nan, 0]), np.ones((1, 2, 2))])
 def test_bad_start(start):
     with pytest.raises(ValueError, match=r"`start` must"):
         arnoldi(lambda v: v, start, 2)

@@ -42,7 +42,7 @@ class _Killed(BaseException):
 def _count_products(method, fail_after=None):
     """Products with the Hessian of each fit, which are one for each of three batches."""
     calls = []
-    curvature = method.maps.curvature
+    curvature, several = method.maps.products("hessian")
 
     def counted(*args):
         if fail_after is not None and len(calls) >= 3 * fail_after:
@@ -50,7 +50,7 @@ def _count_products(method, fail_after=None):
         calls.append(1)
         return curvature(*args)
 
-    method.maps.curvature = counted
+    method.maps.products = lambda kind: (counted, several)
     return calls
 
 
@@ -188,14 +188,14 @@ def test_sigterm_finishes_the_step(tmp_path):
         from tests.methods import resumption_test as test
         model, train = test._problem()
         method = test._method(model)
-        curvature = method.maps.curvature
+        curvature, several = method.maps.products("hessian")
         calls = []
         def product(*args):
             calls.append(1)
             if len(calls) == 7:  # In the third step of three batches each.
                 os.kill(os.getpid(), signal.SIGTERM)
             return curvature(*args)
-        method.maps.curvature = product
+        method.maps.products = lambda kind: (product, several)
         try:
             method.fit(train, directory={str(tmp_path / "fit")!r})
         finally:

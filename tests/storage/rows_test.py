@@ -139,12 +139,12 @@ def test_a_basis_must_fit(tmp_path):
 
     class Journal:
         def steps(self):
-            return [arnoldi_step()] * 2
+            return [arnoldi_step(1), arnoldi_step(2)]
 
-    def arnoldi_step():
+    def arnoldi_step(rows):
         from keras_influence.linalg import Step
 
-        return Step(np.ones(1), 1.0, 1.0, False)
+        return Step(np.ones((rows, 1)), np.ones((1, 1)), 1.0, (False,))
 
     with pytest.raises(ValueError, match=r"journal has 2 steps, .* must hold: 3. It holds 0"):
         basis = _rows(tmp_path, (3, 4), 4, "float64")
