@@ -228,7 +228,7 @@ def test_a_killed_iteration_goes_on_through_restarts_to_the_same_bits(tmp_path, 
     whole = run(whole_journal, basis)
     made = operator.products
     assert made == whole.num_products == sum(step.num_products for step in whole_journal.kept)
-    assert whole.num_restarts > 4
+    assert whole.num_restarts > 2
 
     # Killed at every fifth record and at every restart, the first time that it is reached: what
     # the basis holds by then, it does not know of.
@@ -249,7 +249,7 @@ def test_a_killed_iteration_goes_on_through_restarts_to_the_same_bits(tmp_path, 
             result = run(journal, basis)
         except InterruptedError:
             basis = _opened(tmp_path / "killed", journal)
-    assert len(died) > 8
+    assert len(died) > 6
     # A step that was not recorded is made again; a restart costs no product.
     lost = sum(
         step.num_products for number, step in enumerate(whole_journal.kept) if number in died
