@@ -21,7 +21,6 @@ transformer's 100 directions take 16 GB of memory. Writes benchmarks/results/pro
 import concurrent.futures
 import ctypes
 import json
-import math
 import multiprocessing
 import os
 import pathlib
@@ -35,7 +34,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from keras_influence.gradients import Contraction, LossMaps, Outer, Rows
+from keras_influence.gradients import Contraction, LossMaps, projection_flops
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -204,30 +203,6 @@ def difference(found: tf.Tensor, expected: tf.Tensor) -> float:
     return float(tf.reduce_max(tf.abs(found - expected)) / tf.reduce_max(tf.abs(expected)))
 
 
-def required_flops(maps: LossMaps, batch: Any, num_directions: int) -> dict[str, float]:
-    """Flops that `project` must do for one example: its products by weights and by directions.
-
-    Counted from the layers' shapes, for a model that rules serve throughout. A weight [m, n] at T
-    positions takes 2 m n T on the way forward, and as much on the way back, but for the first
-    layer, below which nothing asks for a gradient. Left out is what multiplies no weight:
-    attention's own products (under 2% of the transformer here), activations, normalisations.
-    """
-    coverage = maps.coverage(batch)
-    first = next(iter(coverage.units.values())).explained
-    flops = {"forward_pass": 0.0, "backward_pass": 0.0, "contractions": 0.0}
-    for variable, factors in coverage.templates.items():
-        for factor in factors:
-            if isinstance(factor, Outer):
-                products = 2.0 * math.prod(factor.layout.sizes) * factor.positions
-                flops["forward_pass"] += products
-                flops["backward_pass"] += 0.0 if variable in first else products
-                flops["contractions"] += factor.flops(num_directions, maps.contraction)
-            else:
-                entries = factor.tensors[1].shape[1:] if isinstance(factor, Rows) else factor.shape
-                flops["contractions"] += 2.0 * num_directions * math.prod(entries)
-    return flops
-
-
 def _resident(field: str) -> float:
     """`VmRSS` or `VmHWM` (its peak) of this process, in MB."""
     lines = pathlib.Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -270,7 +245,7 @@ def measure(name: str, batch_size: int | None, rank: int, repeats: int) -> dict[
         route: each.num_examples * each.num_directions / rank / turns.seconds[route]
         for route, each in timed.items()
     }
-    flops = required_flops(given.maps, given.batch, rank)
+    flops = projection_flops(given.maps, given.batch, rank)
     gflops = sum(flops.values()) * speeds["engine"] / 1e9
     return {
         "model": name,

@@ -26,7 +26,7 @@ import keras
 import tensorflow as tf
 from absl import app, flags
 
-from keras_influence.gradients import Contraction, LossMaps
+from keras_influence.gradients import Contraction, LossMaps, projection_flops
 from keras_influence.linalg.device import orthogonalize
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -261,9 +261,7 @@ def describe(name: str) -> dict[str, Any]:
         "model": name,
         "num_parameters": given.maps.parameters.size,
         "num_tokens": None if name == "large_cnn" else given.maps.model.output_shape[1],
-        "required_flops": {
-            rank: projection.required_flops(given.maps, given.batch, rank) for rank in RANKS
-        },
+        "required_flops": {rank: projection_flops(given.maps, given.batch, rank) for rank in RANKS},
     }
 
 

@@ -103,6 +103,21 @@ def count(dataset: Any) -> int:
     return sum(batch.num_examples for batch in batches(dataset))
 
 
+def estimated_count(dataset: Any) -> int:
+    """The number of examples, as far as it can be told without reading them all.
+
+    The last batch of a dataset that knows the number of its batches is taken to be a full one.
+    """
+    num_batches = None
+    if isinstance(dataset, tf.data.Dataset):
+        num_batches = int(dataset.cardinality())
+    elif isinstance(dataset, keras.utils.PyDataset):
+        num_batches = dataset.num_batches
+    if num_batches is None or num_batches <= 0:
+        return count(dataset)
+    return num_batches * next(batches(dataset)).num_examples
+
+
 def freeze(
     dataset: Any,
     batch_size: int | None = None,

@@ -3,12 +3,10 @@
 import json
 import re
 
-import keras
 import numpy as np
 import pytest
 
 from benchmarks import projection, tables
-from keras_influence.gradients import LossMaps
 
 
 def test_the_pages_hold_the_tables_of_the_results():
@@ -179,33 +177,6 @@ def test_tables_of_a_tpu(tmp_path, monkeypatch):
     # 1e9) / 4 = 1.5e9. A v2 core holds (8 - 1 - 0.2) / 1, thus 6 directions: two parts, 3e9 bytes
     # at 300e9, 10 ms, are more than 7e9 flops at 9e12; 3,600 x 32 / 10 ms = 11.52 million.
     assert "6 directions fit, s = 2; t = 10.0 ms; 11.52 million an hour" in lines[8]
-
-
-def test_flops_of_a_projection():
-    model = keras.Sequential([keras.Input([3]), keras.layers.Dense(4), keras.layers.Dense(5)])
-    maps = LossMaps(model, keras.losses.MeanSquaredError())
-    batch = (np.ones([2, 3], np.float32), np.ones([2, 5], np.float32))
-    # Forward 2 (3 x 4 + 4 x 5); back through the second layer alone. One direction: a product with
-    # each entry of the kernels, through the one side first, and with each entry of the biases.
-    assert projection.required_flops(maps, batch, 1) == {
-        "forward_pass": 2 * (12 + 20),
-        "backward_pass": 2 * 20,
-        "contractions": 2 * (12 + 20) + 2 * (4 + 5),
-    }
-
-
-def test_rows_of_a_table_are_counted_where_they_are_read():
-    model = keras.Sequential(
-        [keras.Input([6], dtype="int32"), keras.layers.Embedding(100, 4), keras.layers.Dense(5)]
-    )
-    maps = LossMaps(model, keras.losses.MeanSquaredError())
-    batch = (np.ones([2, 6], np.int32), np.ones([2, 6, 5], np.float32))
-    flops = projection.required_flops(maps, batch, 1)
-    # The table is first, and multiplies nothing: the way back ends below the dense layer.
-    assert flops["forward_pass"] == flops["backward_pass"] == 2 * 6 * 4 * 5
-    # 6 rows of 4; the bias; the kernel, formed and multiplied, or through one side of 6 positions.
-    dense = min(2 * 4 * 5 * (6 + 1), 2 * 6 * 4 * 5)
-    assert flops["contractions"] == 2 * (6 * 4 + 5) + dense
 
 
 @pytest.mark.parametrize("route", list(projection.ROUTES))

@@ -8,8 +8,8 @@ softmax, the loss) is what the tolerance is for.
 import pytest
 import tensorflow as tf
 
-from benchmarks import projection, tpu_compile
-from keras_influence.gradients import Contraction
+from benchmarks import tpu_compile
+from keras_influence.gradients import Contraction, projection_flops
 
 # Of a v5e chip; libtpu itself refuses a program that takes more.
 MEMORY = 16e9
@@ -110,7 +110,7 @@ def test_the_transformer_compiles_for_a_tpu(compiler):
     # twice, and four times.
     _check_flops(reports[0], 64 * (8 * weights + 9 * attention))
     # Forwards and back; gradients formed; and multiplied with 32 directions.
-    assert projection.required_flops(maps, batch, 32)["forward_pass"] == weights
+    assert projection_flops(maps, batch, 32)["forward_pass"] == weights
     _check_flops(reports[1], 64 * (3 * weights + 3 * attention + 2 * 32 * kernels))
     assert reports[2]["flops"] == pytest.approx(4 * 2 * 200 * 9_854_784, rel=1e-3)
 

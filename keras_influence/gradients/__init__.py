@@ -3,6 +3,7 @@
 from keras_influence.gradients.calls import LayerCall
 from keras_influence.gradients.convexity import CURVATURES, check_curvature, declare_convex
 from keras_influence.gradients.factors import Contraction, Explicit, Outer, Rows
+from keras_influence.gradients.flops import graph_flops, projection_flops
 from keras_influence.gradients.losses import PerExampleLoss
 from keras_influence.gradients.maps import LossMaps
 from keras_influence.gradients.measurements import MEASUREMENTS
@@ -26,6 +27,8 @@ __all__ = [
     "check_curvature",
     "declare_convex",
     "elementwise",
+    "graph_flops",
+    "projection_flops",
     "register_rule",
     "select_variables",
 ]

@@ -22,12 +22,14 @@ from keras_influence.linalg import (
 )
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.encoding import EncodingMethod
+from keras_influence.methods.iteration_plan import iteration_work
 from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
     DurableBasis,
     FitDirectory,
     examples_fingerprint,
 )
+from keras_influence.methods.work import Job, Work
 
 NEGATIVE_EIGENVALUES = ("drop", "keep", "absolute")
 
@@ -195,6 +197,15 @@ class Arnoldi(EncodingMethod):
         manifest, arrays = self._to_store()
         directory.finish({**manifest, "asymmetry": self.asymmetry}, arrays)
         return num_train
+
+    def _fit_work(self, job: Job) -> Iterator[Work]:
+        place = self.basis if self._on_disk else None
+        return iteration_work(
+            job, self.num_iterations, self.rank, self.num_examples, place, self.memory_budget
+        )
+
+    def _directions_bytes(self, job: Job) -> float:
+        return 0.0 if self._on_disk else min(self.rank, job.size) * job.vector_bytes
 
     @property
     def _on_disk(self) -> bool:

@@ -22,13 +22,14 @@ from keras_influence.gradients.measurements import (
 )
 from keras_influence.gradients.parameters import Variables
 from keras_influence.methods.coverage_report import coverage_lines
+from keras_influence.methods.planned import Planned
 from keras_influence.methods.progress import Progress
 from keras_influence.methods.scoring import Steps, resumable
 
 SCALES = ("loss", "raw")
 
 
-class InfluenceMethod(abc.ABC):
+class InfluenceMethod(Planned, abc.ABC):
     """A method that attributes a model's losses to its training examples.
 
     Every score is the change of a query's loss that removing the training example would bring: a
@@ -328,7 +329,7 @@ class InfluenceMethod(abc.ABC):
                 "back."
             )
 
-    def _rows_in_budget(self, row_bytes: int) -> int:
+    def _rows_in_budget(self, row_bytes: float) -> int:
         return int(max(self.memory_budget // row_bytes, 1))
 
     def _per_train(self) -> float:

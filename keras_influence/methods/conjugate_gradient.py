@@ -10,6 +10,7 @@ from absl import logging
 from keras_influence.linalg import Solutions, conjugate_gradient
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.inverse import InverseMethod
+from keras_influence.methods.work import Job, Load, Work
 
 
 class ConjugateGradient(InverseMethod):
@@ -88,6 +89,24 @@ class ConjugateGradient(InverseMethod):
                 "ConjugateGradient computes with the training set itself, which is not saved with "
                 "it: call `fit(train)` after loading."
             )
+
+    def _fit_work(self, job: Job) -> Iterator[Work]:
+        return self._begin_work(job)
+
+    def _solve_work(self, job: Job, blocks: Load) -> Iterator[Work]:
+        frozen, count = job.frozen(self.num_examples), blocks.batch_size
+        # As many steps as are allowed, and the residual.
+        products = (self.max_iterations + 1) * blocks.num_batches
+        yield Work(
+            f"products with {count:,} vectors, at most",
+            job.products(frozen, count),
+            products * frozen.num_batches,
+            products * count,
+            device=frozen.bytes + 7 * count * job.vector_bytes,
+        )
+        if self.preconditioner is not None:
+            for work in self.preconditioner._solve_work(job, blocks):
+                yield work.times(self.max_iterations + 1)
 
     def _inverse_products(self, vectors: tf.Tensor) -> tf.Tensor:
         operator = self._operator

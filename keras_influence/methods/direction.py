@@ -12,6 +12,7 @@ from keras_influence import data, distribution
 from keras_influence.gradients import LossMaps, Projector
 from keras_influence.methods.base import InfluenceMethod
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.work import Job, Load, Work
 
 # The step of a block of queries that solved for its directions.
 DIRECTIONS = "directions"
@@ -48,6 +49,28 @@ class DirectionMethod(InfluenceMethod):
         steps.drop(DIRECTIONS)
         return projected.T[: batch.num_examples]
 
+    def _products_work(self, job: Job, blocks: Load, directions: Any = None) -> Iterator[Work]:
+        """The training set's products with the directions of each block of queries.
+
+        Args:
+            directions: () -> those of a block, laid out; by default vectors, which are laid out.
+        """
+        count, passes = blocks.batch_size, blocks.num_batches
+        if directions is None:
+            yield Work(f"laying out {count:,} directions", job.layout(count), passes)
+        table = 4.0 * blocks.num_examples * job.train.num_examples
+        held = count * job.vector_bytes
+        yield job.reading(job.train, passes)
+        yield Work(
+            f"products with {count:,} directions",
+            job.projection(job.train, count, directions),
+            passes * job.train.num_batches,
+            host=2 * table,
+            device=held,
+            directions=count,
+        )
+        yield Work("scores", None, host=3 * table)
+
     @abc.abstractmethod
     def _projector(self, batch: data.Batch, steps: Steps) -> Projector:
         """On the directions of a block of queries, those of its padding last, if it has them.
@@ -80,6 +103,36 @@ class GradientMethod(DirectionMethod):
             )
             projector.use(batch.examples, directions)
         return projector
+
+    def _scores_work(self, job: Job) -> Iterator[Work]:
+        blocks, maps = Load.of(job.query_data, self._query_rows()), self.query_maps
+        norms = job.rows("squared_norms", blocks, maps)
+        yield Work("gradient norms of queries", norms, blocks.num_batches)
+        if maps is not self.maps:
+            gradients = job.rows("example_gradients", blocks, maps)
+            yield Work("gradients of queries", gradients, blocks.num_batches)
+            yield from self._products_work(job, blocks)
+            return
+        examples = blocks.sample[0].examples
+
+        def directions() -> Any:
+            return distribution.everywhere(self.maps.gradient_directions, self.model, examples)
+
+        yield Work(
+            "gradients of queries",
+            job.once("gradient_directions", directions, "gradient_directions"),
+            blocks.num_batches,
+        )
+        yield from self._products_work(job, blocks, directions)
+
+    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        yield job.reading(load)
+        yield Work(
+            "gradient norms",
+            job.rows("squared_norms", load),
+            load.num_batches,
+            host=8.0 * load.num_examples,
+        )
 
     def _gradients(self, examples: Any) -> tf.Tensor:
         return distribution.here(self.query_maps.example_gradients, self.model, examples)

@@ -10,6 +10,7 @@ import numpy as np
 from keras_influence.gradients import LossMaps, Projector
 from keras_influence.methods.base import InfluenceMethod
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.work import Job, Load, Unit, Work, blocks
 
 
 class EncodingMethod(InfluenceMethod):
@@ -38,6 +39,51 @@ class EncodingMethod(InfluenceMethod):
             yield Projector(
                 self.maps, functools.partial(self._direction_rows, start, stop), keep=keep
             )
+
+    def _encoding_work(self, job: Job, load: Load, held: float = 0.0) -> Iterator[Work]:
+        """Of `encode`; `held` are bytes of the directions where they lie."""
+        count = min(self.rank, job.size)
+        passes, size = blocks(count, self._rows_in_budget(job.vector_bytes))
+        encoded = load.num_examples * count * float(self.maps.parameters.dtype.size)
+        yield Work(
+            f"laying out {size:,} directions",
+            self._layout(job, size),
+            passes,
+            host=held,
+            directions=size,
+        )
+        yield job.reading(load, passes)
+        yield Work(
+            f"projections on {size:,} directions",
+            job.projection(load, size),
+            passes * load.num_batches,
+            host=held + 2 * encoded,
+            device=size * job.vector_bytes,
+        )
+
+    def _layout(self, job: Job, count: int) -> Unit:
+        """Some directions are laid out."""
+        return job.layout(count)
+
+    def _scores_work(self, job: Job) -> Iterator[Work]:
+        assert job.queries is not None
+        held = self._directions_bytes(job)
+        for load in (job.queries, job.train):
+            yield from self._encoding_work(job, load, held)
+        num, count = job.train.num_examples, job.queries.num_examples
+        # Products in float64, and as float32.
+        yield Work("scores", None, host=held + 4.0 * self.rank * (num + count) + 12.0 * num * count)
+
+    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        held = self._directions_bytes(job)
+        yield from self._encoding_work(job, load, held)
+        # Squares in float64, beside the encodings.
+        yield Work("sums of squares", None, host=held + 12.0 * self.rank * load.num_examples)
+
+    def _directions_bytes(self, job: Job) -> float:
+        """Of the directions where they lie in memory, not laid out; 0 where they are drawn."""
+        del job
+        return 0.0
 
     @property
     @abc.abstractmethod

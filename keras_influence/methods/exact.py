@@ -1,6 +1,6 @@
 """The curvature inverted as it is, for models of few parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -11,9 +11,12 @@ import tensorflow as tf
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.inverse import InverseMethod
 from keras_influence.methods.negative import check_negative, inverses
+from keras_influence.methods.work import Job, Load, Unit, Work
 
 # Numbers of a block of columns of the identity.
 _BLOCK = 256
+# Size of the matrix whose decomposition is measured for a plan.
+_MEASURED = 400
 
 
 class ExactInfluence(InverseMethod):
@@ -89,6 +92,34 @@ class ExactInfluence(InverseMethod):
         progress.close()
         return matrix
 
+    def _fit_work(self, job: Job) -> Iterator[Work]:
+        yield from self._begin_work(job)
+        frozen, size = job.frozen(self.num_examples), job.size
+        block, matrix = min(_BLOCK, size), 8.0 * size**2
+        yield Work(
+            "columns of the curvature",
+            job.products(frozen, block),
+            size / block * frozen.num_batches,
+            size,
+            host=matrix,
+            device=frozen.bytes + block * job.vector_bytes,
+        )
+        measured = min(size, _MEASURED)
+        # The matrix, a copy in the other order, the eigenvectors.
+        yield Work("eigenvalues", _decomposition(measured), (size / measured) ** 3, host=3 * matrix)
+
+    def _solve_work(self, job: Job, blocks: Load) -> Iterator[Work]:
+        size = job.size
+        unit = job.combination(blocks.batch_size, size, np.float64)
+        # There and back.
+        count = 2 * blocks.num_batches * job.parts(size)
+        vectors = blocks.batch_size * (16.0 * size + job.vector_bytes)
+        yield Work("products with eigenvectors", unit, count, host=8.0 * size**2 + vectors)
+
+    def _forms_work(self, job: Job, blocks: Load) -> Iterator[Work]:
+        for work in self._solve_work(job, blocks):
+            yield work._replace(repetitions=work.repetitions / 2)
+
     def _eigenvectors(self) -> np.ndarray:
         if self._vectors is None:
             self._raise_not_fitted()
@@ -160,3 +191,11 @@ class ExactInfluence(InverseMethod):
         if arrays:
             self.eigenvalues, self._vectors = arrays["eigenvalues"], arrays["eigenvectors"]
             self.asymmetry = float(arrays["asymmetry"])
+
+
+def _decomposition(size: int) -> Unit:
+    def prepare() -> Callable[[], Any]:
+        matrix = np.random.default_rng(0).standard_normal((size, size))
+        return lambda: scipy.linalg.eigh(matrix + matrix.T, overwrite_a=True)
+
+    return Unit(("eigenvalues", size), prepare, flops=lambda: 9.0 * size**3)

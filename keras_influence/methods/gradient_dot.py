@@ -9,6 +9,7 @@ import numpy as np
 from keras_influence import data
 from keras_influence.methods.direction import GradientMethod
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.work import Job, Load, Work
 
 SIMILARITIES = ("dot", "cosine")
 
@@ -57,6 +58,18 @@ class GradientDot(GradientMethod):
         if self.similarity == "cosine":
             return (norms > 0).astype(np.float32)
         return (norms * factor).astype(np.float32)
+
+    def _fit_work(self, job: Job) -> Iterator[Work]:
+        yield from job.counting()
+
+    def _scores_work(self, job: Job) -> Iterator[Work]:
+        yield from super()._scores_work(job)
+        if self.similarity == "cosine" and job.queries is not None:
+            for load in (job.queries, job.train):
+                yield from self._self_influence_work(job, load)
+
+    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        yield from super()._self_influence_work(job, load)
 
     def _report(self) -> Iterator[str]:
         yield f"similarity: {self.similarity}"

@@ -3,6 +3,7 @@
 import abc
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras_influence.gradients import LossMaps, Projector, check_curvature
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.direction import DIRECTIONS, DirectionMethod
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.work import Job, Load, Work
 
 # Random vectors that estimate a trace.
 _NUM_PROBES = 8
@@ -197,6 +199,43 @@ class InverseMethod(DirectionMethod):
         if self._operator is not None:
             found["fitted on"] = self._operator.fingerprint
         return found
+
+    def _begin_work(self, job: Job) -> Iterator[Work]:
+        """Of `_begin`: what every fit does first."""
+        frozen = job.frozen(self.num_examples)
+        yield job.freezing(self.num_examples)
+        if self.damping == "auto" and self.run is None:
+            yield Work(
+                "products for the mean eigenvalue",
+                job.products(frozen, _NUM_PROBES),
+                frozen.num_batches,
+                _NUM_PROBES,
+                device=frozen.bytes + 2 * _NUM_PROBES * job.vector_bytes,
+            )
+
+    def _scores_work(self, job: Job) -> Iterator[Work]:
+        blocks = Load.of(job.query_data, self._query_rows())
+        yield from self._gradients_work(job, blocks, self.query_maps)
+        yield from self._solve_work(job, blocks)
+        yield from self._products_work(job, blocks)
+
+    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        blocks = load.cut(self._query_rows())
+        yield from self._gradients_work(job, blocks, self.maps)
+        yield from self._forms_work(job, blocks)
+
+    def _gradients_work(self, job: Job, blocks: Load, maps: LossMaps) -> Iterator[Work]:
+        unit = job.rows("example_gradients", blocks, maps)
+        held = 2 * blocks.batch_size * job.vector_bytes
+        yield Work("gradients", unit, blocks.num_batches, host=held)
+
+    def _solve_work(self, job: Job, blocks: Load) -> Iterator[Work]:
+        """Of `_inverse_products` for each block of gradients."""
+        raise NotImplementedError
+
+    def _forms_work(self, job: Job, blocks: Load) -> Iterator[Work]:
+        """Of `_quadratic_forms`, likewise."""
+        return self._solve_work(job, blocks)
 
     def _summed_gradient(self, examples: Any) -> np.ndarray:
         batches = list(data.batches(examples, self.batch_size))

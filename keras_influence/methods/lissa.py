@@ -12,6 +12,7 @@ from keras_influence import data, distribution, storage
 from keras_influence.gradients import Projector
 from keras_influence.methods.direction import DIRECTIONS, DirectionMethod
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.work import Job, Load, Work
 
 
 class LiSSA(DirectionMethod):
@@ -115,6 +116,39 @@ class LiSSA(DirectionMethod):
             **super()._scores_depend_on(),
             "fitted on": storage.arrays_fingerprint(tf.nest.flatten(self._train.arrays)),
         }
+
+    def _fit_work(self, job: Job) -> Iterator[Work]:
+        # Batches, and all of them in one array.
+        yield job.reading(job.train, host=2 * job.train.bytes)
+
+    def _scores_work(self, job: Job) -> Iterator[Work]:
+        blocks = Load.of(job.query_data, self._query_rows())
+        yield from self._recursions_work(job, blocks)
+        for work in self._products_work(job, blocks):
+            yield work._replace(host=work.host + job.train.bytes)
+
+    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        yield from self._recursions_work(job, load.cut(self._query_rows()))
+
+    def _recursions_work(self, job: Job, blocks: Load) -> Iterator[Work]:
+        vectors = blocks.batch_size * job.vector_bytes
+        yield Work(
+            "gradients",
+            job.rows("example_gradients", blocks),
+            blocks.num_batches,
+            host=job.train.bytes + vectors,
+        )
+        products = blocks.num_examples * self.depth * self.num_repeats
+        size = min(self.hessian_batch_size, job.train.num_examples)
+        yield Work(
+            f"Hessian products on {size} examples",
+            job.curvature(job.train.cut(size)),
+            products,
+            products,
+            host=job.train.bytes,
+            # Gradients, the solution, its products as they come and together.
+            device=5 * vectors,
+        )
 
     def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
         runs = [

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_influence import data
 from keras_influence.gradients import Projector
 from keras_influence.methods.encoding import EncodingMethod
+from keras_influence.methods.work import Job, Unit, Work
 
 
 class RandomProjection(EncodingMethod):
@@ -37,6 +38,12 @@ class RandomProjection(EncodingMethod):
 
     def _fit(self, dataset: Any) -> int:
         return data.count(dataset)
+
+    def _fit_work(self, job: Job) -> Iterator[Work]:
+        yield from job.counting()
+
+    def _layout(self, job: Job, count: int) -> Unit:
+        return job.layout(count, lambda: self._direction_rows(0, count))
 
     def _direction_rows(self, start: int, stop: int) -> tf.Tensor:
         parameters = self.maps.parameters

@@ -11,6 +11,7 @@ from keras_influence import checkpoints as run_checkpoints
 from keras_influence import data
 from keras_influence.methods.direction import GradientMethod
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.work import Job, Load, Work
 
 
 class TracIn(GradientMethod):
@@ -87,6 +88,26 @@ class TracIn(GradientMethod):
         del found["weights"]  # Of no checkpoint: another process may have built the model anew.
         run = [(each.fingerprint, each.learning_rate) for each in self.checkpoints]
         return {**found, "checkpoints": run}
+
+    def _fit_work(self, job: Job) -> Iterator[Work]:
+        yield from job.counting()
+
+    def _scores_work(self, job: Job) -> Iterator[Work]:
+        return self._checkpoints_work(job, super()._scores_work(job))
+
+    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        return self._checkpoints_work(job, super()._self_influence_work(job, load))
+
+    def _checkpoints_work(self, job: Job, at_checkpoint: Iterator[Work]) -> Iterator[Work]:
+        def load() -> None:
+            with run_checkpoints.weights_restored(self.model):
+                run_checkpoints.load_weights(self.model, self.checkpoints[0])
+
+        count = len(self.checkpoints)
+        weights = sum(4.0 * np.prod(variable.shape) for variable in self.model.variables)
+        yield Work("loading checkpoints", job.once("checkpoint", load), count, host=weights)
+        for work in at_checkpoint:
+            yield work.times(count)._replace(host=work.host + weights)
 
     def _report(self) -> Iterator[str]:
         for checkpoint in self.checkpoints:

@@ -157,6 +157,13 @@ class Outer(Factor):
         """Of `project` for one example."""
         return self._projection_costs(count)[self.route(count, how)][0]
 
+    def flops_with_gradients(self, count: int, how: Contraction) -> float:
+        """The same, on what `as_directions` gives of `count` examples."""
+        if not self._keeps_factors(how):
+            return self.flops(count, how)
+        groups, m, n, positions = self._costs
+        return 2.0 * groups * count * positions**2 * (m + n)
+
     def prepare(self, directions: tf.Tensor, how: Contraction) -> Prepared:
         count = directions.shape[0]
         groups, m, n = self.layout.sizes
@@ -255,13 +262,16 @@ class Outer(Factor):
         return over_examples(one_block, self.tensors, each, how.budget)
 
     def as_directions(self, how: Contraction) -> Prepared:
-        _, m, n, positions = self._costs
-        # For a pair of examples: all products of positions, or the gradients' entries.
-        pairs = positions * positions * (m + n)
-        if how.order == "factors" or (how.order == "auto" and pairs < m * n):
+        if self._keeps_factors(how):
             left, right = self.sides()
             return {"factor_left": left, "factor_right": right}
         return super().as_directions(how)
+
+    def _keeps_factors(self, how: Contraction) -> bool:
+        _, m, n, positions = self._costs
+        # For a pair of examples: all products of positions, or the gradients' entries.
+        pairs = positions * positions * (m + n)
+        return how.order == "factors" or (how.order == "auto" and pairs < m * n)
 
     def _project_factors(
         self, other_left: tf.Tensor, other_right: tf.Tensor, how: Contraction
