@@ -79,7 +79,13 @@ class Recipe:
         weights = options.get("class_weight")
         self.class_weight = weights and {int(label): weight for label, weight in weights.items()}
 
-    def train(self, model: keras.Model, examples: data.Examples, seed: int) -> None:
+    def train(
+        self,
+        model: keras.Model,
+        examples: data.Examples,
+        seed: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> None:
         """Trains `model` on `examples`, whose order in each epoch `seed` decides."""
         if self.train_fn is not None:
             self.train_fn(model, examples)
@@ -101,6 +107,7 @@ class Recipe:
             steps_per_epoch=-(-len(rows) // self.batch_size),
             class_weight=self.class_weight,
             shuffle=False,  # The order is ours.
+            callbacks=list(callbacks),
             verbose=0,
         )
 
@@ -109,13 +116,16 @@ class Recipe:
 
 
 def described_function(function: Callable) -> dict[str, str]:
-    """Name of a function, and a digest of its text where there is one."""
+    """Name of a function, or content of a callable object, and a digest of its text."""
+    named = function if hasattr(function, "__qualname__") else type(function)
     try:
-        text = inspect.getsource(function)
+        text = inspect.getsource(named)
     except (OSError, TypeError):
         text = ""
+    # Without its module, which is `__main__` where the program itself is run.
+    name = named.__qualname__
     return {
-        "name": f"{function.__module__}.{getattr(function, '__qualname__', type(function))}",
+        "name": name if named is function else f"{name}: {function!r}",
         "source": hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
     }
 
@@ -128,7 +138,7 @@ def described_model(model: keras.Model) -> dict[str, Any]:
         config = ""  # A subclassed model; its variables and their values have to do.
     optimizer = getattr(model, "optimizer", None)
     return {
-        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "class": type(model).__qualname__,
         "config": hashlib.blake2b(config.encode(), digest_size=16).hexdigest(),
         "architecture": checkpoints.architecture_fingerprint(model),
         "initial_weights": checkpoints.weights_fingerprint(model),
