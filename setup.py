@@ -10,7 +10,10 @@ EXAMPLES = [
     "tensorflow-datasets>=4.9.10",
 ]
 
+FAISS = ["faiss-cpu>=1.8"]
+
 TEST = [
+    *FAISS,
     "hypothesis>=6.100",
     "keras-hub>=0.32",
     "matplotlib>=3.8",
@@ -38,7 +41,7 @@ setuptools.setup(
         "tensorflow>=2.21",
         "tensorstore>=0.1.80",
     ],
-    extras_require={"examples": EXAMPLES, "test": TEST},
+    extras_require={"examples": EXAMPLES, "faiss": FAISS, "test": TEST},
     # Not `build`: where file names ignore case, the BUILD file is already there.
     options={"build": {"build_base": ".build"}},
     zip_safe=False,

@@ -20,7 +20,13 @@ from keras_influence.methods import (
     RandomProjection,
     TracIn,
 )
-from keras_influence.retrieval import Influences, TopExamples, top_influences
+from keras_influence.retrieval import (
+    FaissFlat,
+    FaissIVF,
+    Influences,
+    TopExamples,
+    top_influences,
+)
 from keras_influence.scorer import InfluenceScorer, load
 
 __version__ = "0.1.0"
@@ -29,6 +35,8 @@ __all__ = [
     "Arnoldi",
     "ConjugateGradient",
     "ExactInfluence",
+    "FaissFlat",
+    "FaissIVF",
     "GradientDot",
     "InfluenceScorer",
     "Influences",

@@ -15,10 +15,13 @@ from keras_influence.methods import EncodingMethod, InfluenceMethod
 from keras_influence.methods.loading import large_arrays, method_from_store
 from keras_influence.retrieval import (
     BLOCK_ROWS,
+    ExactSearch,
     HostIndex,
     Influences,
+    Search,
     TopExamples,
-    search,
+    recall,
+    search_from,
     top_influences,
 )
 
@@ -40,6 +43,8 @@ class InfluenceScorer(keras.layers.Layer):
         method: a fitted method with encodings: `Arnoldi` or `RandomProjection`. (For the others
             there is `top_influences(method.scores(queries, train), k)`.)
         k: proponents, and opponents, to return for each query.
+        search: `"exact"`, or how to search among millions: `FaissFlat()` or `FaissIVF(...)`, which
+            want the package faiss-cpu. `summary()` says what share an inexact one finds.
 
     Call arguments:
         inputs: (x, y) or (x, y, sample_weight), the labelled queries. Labels matter: an influence
@@ -60,7 +65,9 @@ class InfluenceScorer(keras.layers.Layer):
     >>> top.proponents.ids, top.opponents.scores
     """
 
-    def __init__(self, method: EncodingMethod, k: int = 10, **kwargs: Any):
+    def __init__(
+        self, method: EncodingMethod, k: int = 10, *, search: str | Search = "exact", **kwargs: Any
+    ):
         # Inputs go to the model as they are: uint8 images, float64 features.
         super().__init__(trainable=False, autocast=False, **kwargs)
         if not isinstance(method, EncodingMethod):
@@ -74,6 +81,8 @@ class InfluenceScorer(keras.layers.Layer):
         # Not tracked: the model is the user's, and its weights are not the layer's.
         object.__setattr__(self, "method", method)
         self.k = k
+        self.search = search_from(search)
+        self._searcher: Callable[[np.ndarray, int], Influences] | None = None
         self._index: HostIndex | storage.StoredIndex | None = None
 
     def index(self, train: Any, directory: str | os.PathLike | None = None) -> Self:
@@ -183,6 +192,7 @@ class InfluenceScorer(keras.layers.Layer):
             )
         method = self.method
         self._index = index
+        self._searcher = None
         self._metric = (method.metric * method._per_train()).astype(np.float32)
         self._projectors = list(method._query_encoders())
         self._weights_fingerprint = checkpoints.weights_fingerprint(method.model)
@@ -218,8 +228,12 @@ class InfluenceScorer(keras.layers.Layer):
         rows = np.arange(count)
         queries = data.Batch(examples, np.ones(len(rows), np.float32), rows)
         self.method._check_finite(encoded, queries, "score")
-        top = search(encoded, index.blocks(BLOCK_ROWS), self.k)
-        return tf.nest.map_structure(tf.convert_to_tensor, top)
+        return tf.nest.map_structure(tf.convert_to_tensor, self._find(encoded))
+
+    def _find(self, queries: np.ndarray) -> Influences:
+        if self._searcher is None:
+            self._searcher = self.search.prepare(self._indexed())
+        return self._searcher(queries, self.k)
 
     def _encoded(self, examples: tuple[Any, ...]) -> tf.Tensor:
         """The queries' encodings, weighted: their products with the index are scores."""
@@ -234,15 +248,15 @@ class InfluenceScorer(keras.layers.Layer):
         return tf.cast(encoded, tf.float32) * self._metric
 
     def _top(self, index: HostIndex | storage.StoredIndex, examples: tuple[Any, ...]) -> Influences:
-        """In a graph: an index in memory becomes part of it, one on disk is read by Python."""
+        """In a graph: an index in memory becomes part of it, or it is Python that searches."""
         encoded = self._encoded(examples)
-        if isinstance(index, HostIndex):
+        if isinstance(index, HostIndex) and isinstance(self.search, ExactSearch):
             scores = tf.matmul(encoded, index.encodings.astype(np.float32), transpose_b=True)
             top = top_influences(scores, self.k)
             ids = tf.constant(index.ids)
             return Influences(*(TopExamples(tf.gather(ids, each.ids), each.scores) for each in top))
         flat = tf.numpy_function(
-            lambda queries: tf.nest.flatten(search(queries, index.blocks(BLOCK_ROWS), self.k)),
+            lambda queries: tf.nest.flatten(self._find(queries)),
             [encoded],
             [tf.int64, tf.float32] * 2,
             stateful=False,
@@ -286,6 +300,14 @@ class InfluenceScorer(keras.layers.Layer):
                 f"InfluenceScorer, k={self.k}: {len(index):,} examples in {index.rank} numbers "
                 f"each, {size:.1f} MiB{place}"
             )
+            if not isinstance(self.search, ExactSearch):
+                self._find(np.zeros((1, index.rank), np.float32))
+                assert self._searcher is not None
+                share = recall(index, self._searcher, self._metric, self.k)
+                emit(
+                    f"  {type(self.search).__name__}: finds {share:.1%} of the proponents and "
+                    "opponents of a sample of the indexed examples"
+                )
         self.method.summary(emit)
 
     def save(self, path: str) -> None:
@@ -309,6 +331,7 @@ class InfluenceScorer(keras.layers.Layer):
         return {
             "kind": type(self).__name__,
             "k": self.k,
+            "search": self.search.describe(),
             "method": manifest,
             "state": storage.arrays_fingerprint(small),
             "weights": checkpoints.weights_fingerprint(self.method.model),
@@ -364,6 +387,6 @@ def load(path: str, model: keras.Model) -> InfluenceMethod | InfluenceScorer:
             "those weights, or index again."
         )
     assert isinstance(method, EncodingMethod)
-    scorer = InfluenceScorer(method, manifest["k"])
+    scorer = InfluenceScorer(method, manifest["k"], search=manifest.get("search", "exact"))
     scorer._set_index(index)
     return scorer

@@ -141,6 +141,11 @@ class StoredIndex:
         """Rows that are not seen from now on; they keep their place on the disk."""
         self._record(kind="remove", ids=ids.tolist())
 
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        """Rows [n, rank] of these ids; whole chunks are read and checked for them."""
+        with readable_errors(self._file.location):
+            return np.asarray(self._array[np.asarray(ids, np.int64)].read(order="C").result())
+
     def blocks(self, num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids [n] and rows [n, rank] of those that are seen, by id; one block is read ahead."""
         starts = range(0, self._ended, num_rows)
