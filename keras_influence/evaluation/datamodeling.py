@@ -87,8 +87,7 @@ def linear_datamodeling_score(
 
     ```python
     scores = method.scores(queries, train)
-    losses = bank.outputs("loss").mean(axis=1)
-    ki.evaluation.linear_datamodeling_score(scores, bank.masks, losses).mean
+    ki.evaluation.linear_datamodeling_score(scores, bank.masks, bank.losses("loss")).mean
     ```
     """
     scores, masks, outputs = _checked_inputs(scores, masks, outputs)

@@ -80,7 +80,7 @@ class RetrainingBank(StoredBank):
         fit={"epochs": 20, "batch_size": 32}, repeats=5,
     )
     bank.run()
-    losses = bank.outputs("loss").mean(axis=1)  # [subsets, queries]
+    losses = bank.losses("loss")  # [subsets, queries], the mean over repeats
     ```
     """
 

@@ -48,7 +48,7 @@ class StoredBank:
 
     ```python
     bank = ki.trainers.StoredBank("banks/mnist")
-    losses = bank.outputs("loss").mean(axis=1)  # [subsets, queries], the mean over repeats
+    losses = bank.losses("margin")  # [subsets, queries]
     score = ki.evaluation.linear_datamodeling_score(scores, bank.masks, losses)
     ```
     """
@@ -168,6 +168,20 @@ class StoredBank:
             values[row] for part in parts for values in storage.load_store(self._path(part))[1][on]
         ]
         return np.stack(rows).reshape(self.repeats, len(self.masks), -1).swapaxes(0, 1)
+
+    def losses(self, name: str = "loss", on: str = "queries") -> NDArray[np.float32]:
+        """What was measured, the mean over repeats, so that more is worse.
+
+        Margins change their sign, and correctness becomes error; a measurement of one's own is
+        taken to be a loss.
+
+        Args: as of `outputs`.
+
+        Returns:
+            float32 [subsets, examples].
+        """
+        values = self.outputs(name, on).mean(axis=1)
+        return {"margin": -values, "correct": 1 - values}.get(name, values)
 
     def seconds(self) -> float:
         """What the runs that are done took, summed."""
