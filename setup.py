@@ -35,6 +35,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "keras>=3.15",
+        "ml_dtypes>=0.4",
         "numpy>=1.26",
         "scikit-learn>=1.4",
         "scipy>=1.11",

@@ -74,8 +74,8 @@ def check_one_worker(model: keras.Model, what: str) -> None:
     Raises:
         NotImplementedError: the model's strategy has several workers.
     """
-    strategy = _strategy(model)
-    if strategy is not None and _several_workers(strategy):
+    strategy = strategy_of(model)
+    if strategy is not None and several_workers(strategy):
         raise NotImplementedError(
             f"{what} is that of one process: several workers, of which each was killed at another "
             "step, would not go on together. Leave the directory out, or use one worker."
@@ -105,7 +105,7 @@ def gather(
         WorkerLostError: another worker ended.
         ValueError: the workers' datasets differ.
     """
-    strategy = _strategy(model)
+    strategy = strategy_of(model)
     rows = []
     if strategy is None:
         for batch in batches:
@@ -126,7 +126,7 @@ def gather(
         if operands is not None:
             now = operands(batch.examples)
             if now is not last:
-                last, placed_beside = now, (_copies(strategy, now),)
+                last, placed_beside = now, (copies(strategy, now),)
         result = _run(strategy, function, placed.examples, *placed_beside)
         own = np.concatenate([np.asarray(v) for v in strategy.experimental_local_results(result)])
         found = np.zeros((placed.size, *own.shape[1:]), own.dtype)
@@ -136,12 +136,12 @@ def gather(
             try:
                 check(batch, found)
             except FloatingPointError as error:
-                if not _several_workers(strategy):
+                if not several_workers(strategy):
                     raise
                 # The others wait for this one where results are exchanged.
                 failure = error
         rows.append(found)
-    if not _several_workers(strategy):
+    if not several_workers(strategy):
         return np.concatenate(rows)
     failures = tally.agree(failure is not None)
     if failure is not None:
@@ -160,7 +160,8 @@ def total(
     batches: Iterable[Batch | Placed],
     model: keras.Model,
     *operands: Any,
-) -> tf.Tensor:
+    on_replicas: bool = False,
+) -> Any:
     """Sum over the batches of `function(examples, *operands, weights)`.
 
     Args:
@@ -168,12 +169,14 @@ def total(
         batches: the same in every process; as `place` gives them, if they serve more than once.
         model: whose strategy it runs under.
         *operands: the same for every replica, and in every process.
+        on_replicas: the sum of all replicas is not brought together; what each replica has summed
+            is left on it, for `all_reduced` in a function that `everywhere` runs.
 
     Raises:
         WorkerLostError: another worker ended.
         ValueError: there is no batch, or the workers' datasets differ.
     """
-    strategy = _strategy(model)
+    strategy = strategy_of(model)
     result = None
     if strategy is None:
         for batch in batches:
@@ -181,22 +184,37 @@ def total(
             result = part if result is None else result + part
     else:
         tally = _Tally(strategy)
-        beside = _copies(strategy, operands)
+        beside = copies(strategy, operands)
         for batch in batches:
             placed = batch if isinstance(batch, Placed) else _place(strategy, batch)
             tally.add(placed)
             part = _run(strategy, function, placed.examples, *beside, placed.weights)
             result = part if result is None else _run(strategy, _add, result, part)
-        if _several_workers(strategy):
+        if several_workers(strategy):
             tally.agree()
     if result is None:
         raise ValueError("There is no batch to sum over.")
-    return result if strategy is None else _reduced(strategy, result)
+    return result if strategy is None or on_replicas else _reduced(strategy, result)
+
+
+def all_reduced(value: tf.Tensor) -> tf.Tensor:
+    """The sum of all replicas' values, on each; in a plain function that `everywhere` runs."""
+    return tf.distribute.get_replica_context().all_reduce("sum", value)
+
+
+def all_gathered(value: tf.Tensor) -> tf.Tensor:
+    """All replicas' values, one after another along the first axis, on each; likewise."""
+    return tf.distribute.get_replica_context().all_gather(value, axis=0)
+
+
+def replica_number() -> Any:
+    """Of the replica that runs the function; likewise."""
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
 def place(batches: Iterable[Batch], model: keras.Model) -> list[Any]:
     """The batches as tensors on the devices that `total` will use them on, once for many sums."""
-    strategy = _strategy(model)
+    strategy = strategy_of(model)
     if strategy is None:
         return [
             batch._replace(
@@ -209,16 +227,21 @@ def place(batches: Iterable[Batch], model: keras.Model) -> list[Any]:
 
 
 def everywhere(function: Callable[..., Any], model: keras.Model, *arguments: Any) -> Any:
-    """`function(*arguments)`, computed by every replica: operands that need no copying."""
-    strategy = _strategy(model)
+    """`function(*arguments)`, computed by every replica: operands that need no copying.
+
+    Args:
+        function: one that lasts. With `all_reduced` in it, it must be no `tf.function`: those know
+            nothing of the other replicas.
+    """
+    strategy = strategy_of(model)
     if strategy is None:
         return function(*arguments)
-    return _run(strategy, function, *_copies(strategy, arguments))
+    return _run(strategy, function, *copies(strategy, arguments))
 
 
 def here(function: Callable[..., Any], model: keras.Model, *arguments: Any) -> Any:
     """`function(*arguments)`, computed by this process's replicas and no other worker."""
-    strategy = _strategy(model)
+    strategy = strategy_of(model)
     if strategy is None:
         return function(*arguments)
     results = everywhere(function, model, *arguments)
@@ -238,7 +261,7 @@ def _found_strategy(model: keras.Model) -> tf.distribute.Strategy:
     return getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()
 
 
-def _strategy(model: keras.Model) -> tf.distribute.Strategy | None:
+def strategy_of(model: keras.Model) -> tf.distribute.Strategy | None:
     """`_found_strategy`, or None where there is nothing to distribute.
 
     Raises:
@@ -299,9 +322,9 @@ def _place(strategy: tf.distribute.Strategy, batch: Batch) -> Placed:
         cut = tf.nest.map_structure(lambda array: array[taken], examples)
         return (*cut, np.where(real, weights[taken], 0).astype(weights.dtype))
 
-    *cut, weights_cut = _per_replica(strategy, one_slice)
+    *cut, weights_cut = per_replica(strategy, one_slice)
     checksum = 0
-    if _several_workers(strategy):
+    if several_workers(strategy):
         for array in tf.nest.flatten(arrays):
             # The bytes of an array of strings are addresses.
             text = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
@@ -309,7 +332,7 @@ def _place(strategy: tf.distribute.Strategy, batch: Batch) -> Placed:
     return Placed(tuple(cut), weights_cut, batch.ids, np.concatenate(mine), size, checksum)
 
 
-def _per_replica(strategy: tf.distribute.Strategy, make: Callable[[int], Any]) -> Any:
+def per_replica(strategy: tf.distribute.Strategy, make: Callable[[int], Any]) -> Any:
     """What `make` gives for each replica of this process by its number, on the replica's device."""
     devices = iter(strategy.extended.worker_devices)
 
@@ -320,15 +343,15 @@ def _per_replica(strategy: tf.distribute.Strategy, make: Callable[[int], Any]) -
     return strategy.experimental_distribute_values_from_function(one_replica)
 
 
-def _copies(strategy: tf.distribute.Strategy, nest: Any) -> Any:
+def copies(strategy: tf.distribute.Strategy, nest: Any) -> Any:
     """The nest's tensors on the device of each replica; what is there already stays."""
 
-    def copies(leaf: Any) -> Any:
+    def of_leaf(leaf: Any) -> Any:
         if isinstance(leaf, tf.distribute.DistributedValues):
             return leaf
-        return _per_replica(strategy, lambda _: leaf)
+        return per_replica(strategy, lambda _: leaf)
 
-    return tf.nest.map_structure(copies, nest)
+    return tf.nest.map_structure(of_leaf, nest)
 
 
 @tf.function(autograph=False)
@@ -336,7 +359,7 @@ def _add(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return a + b
 
 
-def _several_workers(strategy: tf.distribute.Strategy) -> bool:
+def several_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether some replicas belong to other processes, which run the same program."""
     return strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
 
@@ -357,7 +380,7 @@ def _rows_of_workers(strategy: tf.distribute.Strategy, row: np.ndarray) -> np.nd
         replicas.append(replica)
         return np.zeros(())
 
-    _per_replica(strategy, number)
+    per_replica(strategy, number)
     table[replicas[0] // local] = row
     return _sum_over_workers(strategy, table)
 
@@ -365,7 +388,7 @@ def _rows_of_workers(strategy: tf.distribute.Strategy, row: np.ndarray) -> np.nd
 def _sum_over_workers(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarray:
     """The sum of each process's array, in every process."""
     parts = iter([array])
-    shares = _per_replica(strategy, lambda _: next(parts, np.zeros_like(array)))
+    shares = per_replica(strategy, lambda _: next(parts, np.zeros_like(array)))
     return _reduced(strategy, shares).numpy()
 
 
@@ -410,7 +433,7 @@ def _naming_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     try:
         yield
     except _LOST as error:
-        if not _several_workers(strategy):
+        if not several_workers(strategy):
             raise
         raise WorkerLostError(
             "A worker of the cluster ended, restarted, or cannot be reached, so that no results "

@@ -22,6 +22,7 @@ FLOORS = (
     "gradients",
     "data",
     "distribution",
+    "replicas",
     "storage",
     "checkpoints",
     "callbacks",

@@ -103,17 +103,17 @@ def test_the_strategy_of_the_variables_goes_before_that_in_scope():
         inside = keras.Sequential(layers)
     outside = keras.Sequential([keras.Input((3,)), inside.layers[0]])
     plain = cases.mlp()
-    assert distribution._strategy(inside) is first
-    assert distribution._strategy(outside) is first
-    assert distribution._strategy(plain) is None
+    assert distribution.strategy_of(inside) is first
+    assert distribution.strategy_of(outside) is first
+    assert distribution.strategy_of(plain) is None
     with second.scope():
-        assert distribution._strategy(inside) is first
-        assert distribution._strategy(outside) is first
+        assert distribution.strategy_of(inside) is first
+        assert distribution.strategy_of(outside) is first
         # Variables of no strategy: that in scope serves.
-        assert distribution._strategy(plain) is second
+        assert distribution.strategy_of(plain) is second
         unbuilt = keras.Sequential([keras.layers.Dense(2)])
-    assert distribution._strategy(unbuilt) is second
-    assert distribution._strategy(plain) is None
+    assert distribution.strategy_of(unbuilt) is second
+    assert distribution.strategy_of(plain) is None
 
 
 def test_a_model_is_freed_with_what_was_traced_for_it():
@@ -143,6 +143,6 @@ def test_the_chief_writes(model):
 def test_without_other_workers_an_error_is_as_it_was():
     model = cases.mlp()
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
-        strategy = distribution._strategy(model)
+        strategy = distribution.strategy_of(model)
     with pytest.raises(tf.errors.UnavailableError), distribution._naming_lost_workers(strategy):
         raise tf.errors.UnavailableError(None, None, "gone")

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 # Bytes of a block of columns, few enough to be read from memory once for a subtraction and the
 # next inner products.
@@ -15,7 +18,9 @@ class Basis(Protocol):
 
     Attributes:
         shape: (rows so far, p).
-        dtype: of the entries.
+        dtype: of the entries as they are given and read.
+        stored_dtype: of the entries where they lie; bfloat16 takes half the room of float32, and
+            an entry that is read is then the one given to three digits (`rounding_of`).
     """
 
     @property
@@ -23,6 +28,9 @@ class Basis(Protocol):
 
     @property
     def dtype(self) -> np.dtype: ...
+
+    @property
+    def stored_dtype(self) -> np.dtype: ...
 
     def append(self, vector: np.ndarray) -> None:
         """Adds a row [p]; when this returns, the row is where it stays."""
@@ -45,6 +53,11 @@ class Basis(Protocol):
         """[rows, p]."""
 
 
+def rounding_of(basis: Any) -> float:
+    """The largest share of an entry that storing it changes: 0, or 2^-8 for bfloat16."""
+    return 2.0**-8 if getattr(basis, "stored_dtype", None) == BFLOAT16 else 0.0
+
+
 class HostBasis:
     """Rows in host memory.
 
@@ -52,10 +65,12 @@ class HostBasis:
         num_rows: rows that there is room for.
         size: p.
         dtype: of the entries.
+        stored_dtype: of the entries where they lie; `dtype` by default.
     """
 
-    def __init__(self, num_rows: int, size: int, dtype: Any):
-        self.array = np.empty((num_rows, size), dtype)
+    def __init__(self, num_rows: int, size: int, dtype: Any, stored_dtype: Any = None):
+        self.array = np.empty((num_rows, size), stored_dtype or dtype)
+        self.dtype = np.dtype(dtype)
         self._count = 0
 
     @property
@@ -63,7 +78,7 @@ class HostBasis:
         return self._count, self.array.shape[1]
 
     @property
-    def dtype(self) -> np.dtype:
+    def stored_dtype(self) -> np.dtype:
         return self.array.dtype
 
     def append(self, vector: np.ndarray) -> None:
@@ -77,7 +92,7 @@ class HostBasis:
         width = max(1, _BLOCK_BYTES // (self.dtype.itemsize * max(count, 1)))
         for start in range(0, self.array.shape[1], width):
             columns = slice(start, min(start + width, self.array.shape[1]))
-            yield columns, self.array[:count, columns]
+            yield columns, self.array[:count, columns].astype(self.dtype, copy=False)
 
     def write(self, columns: slice, values: np.ndarray) -> None:
         self.array[:, columns] = values
@@ -89,4 +104,4 @@ class HostBasis:
         self._count = len(combination)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        return self.array[: self._count][rows]
+        return self.array[: self._count][rows].astype(self.dtype, copy=False)

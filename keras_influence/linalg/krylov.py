@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_influence.linalg.basis import Basis, HostBasis
-from keras_influence.linalg.orthogonal import extend, norm, orthogonalize
+from keras_influence.linalg.basis import Basis, HostBasis, rounding_of
+from keras_influence.linalg.extension import extend
+from keras_influence.linalg.orthogonal import norm
 from keras_influence.linalg.projection import Journal, Projection, Restart, Step
 from keras_influence.linalg.ritz import ArnoldiResult, ritz_pairs
+from keras_influence.linalg.space import HostSpace, Space
 
 
 def arnoldi(
@@ -29,7 +31,7 @@ def arnoldi(
     tolerance: float | None = None,
     max_vectors: int | None = None,
     seed: int = 0,
-    basis: Basis | None = None,
+    basis: Basis | Space | None = None,
     journal: Journal | None = None,
 ) -> ArnoldiResult:
     """Builds an orthonormal basis of the Krylov space of a symmetric operator H.
@@ -61,7 +63,8 @@ def arnoldi(
             than `rank`, and the block that was to come next.
         seed: seeds the random vectors.
         basis: where the vectors go, of the dtype of `start`, with room for `basis_rows`; an array
-            in memory by default.
+            in memory by default. A `Basis` is read by numpy; with a `Space`, such as `DeviceBasis`,
+            `matvec` takes and returns what that one holds.
         journal: of the steps. Those that it holds, with their vectors in `basis`, are not done
             again, and those that follow have the bits that they would have had.
 
@@ -90,10 +93,11 @@ def arnoldi(
     if basis is None:
         rows = basis_rows(size, num_iterations, max_vectors)
         basis = HostBasis(rows, size, vectors.dtype)
-    if basis.dtype != vectors.dtype or basis.shape[1] != size:
+    space = basis if isinstance(basis, Space) else HostSpace(basis, as_given)
+    if space.dtype != vectors.dtype or space.shape[1] != size:
         raise ValueError(
             f"`basis` must hold vectors [{size}] of {vectors.dtype}. Received: vectors "
-            f"[{basis.shape[1]}] of {basis.dtype}."
+            f"[{space.shape[1]}] of {space.dtype}."
         )
 
     def draw(number: int) -> np.ndarray:
@@ -102,60 +106,53 @@ def arnoldi(
         return random.standard_normal((size,)).astype(vectors.dtype)
 
     first, random = _first_block(vectors, rounding, lambda row: draw(num_iterations + row))
-    space = Projection.begin(random)
+    seen = Projection.begin(random)
     done = journal.steps() if journal is not None else []
     for step in done:
-        space = space.after(step)
+        seen = seen.after(step)
     if not done:
-        basis.truncate(0)
+        space.truncate(0)
         for row in first:
-            basis.append(row)
-    elif basis.shape[0] < space.num_rows:
+            space.append(space.adopt(row))
+    elif space.shape[0] < seen.num_rows:
         raise ValueError(
             f"The journal has {len(done)} steps, whose vectors `basis` must hold: "
-            f"{space.num_rows}. It holds {basis.shape[0]}."
+            f"{seen.num_rows}. It holds {space.shape[0]}."
         )
-    basis.truncate(space.num_rows)
+    space.truncate(seen.num_rows)
 
-    def product(block: np.ndarray) -> np.ndarray:
-        """Products [k, p] with vectors [k, p]."""
-        block = block[0] if vectors.ndim == 1 else block
-        images = np.array(matvec(as_given(block)), dtype=vectors.dtype)
-        if images.shape != block.shape:
-            raise ValueError(
-                f"`matvec` must return shape {block.shape}. It returned {images.shape}."
-            )
-        return images.reshape(-1, size)
-
-    while not space.last and 0 < space.waiting <= num_iterations - space.num_products:
-        room = min(space.waiting, size - space.num_rows)
-        more = space.num_products + space.waiting + room <= num_iterations
-        if more and max_vectors is not None and space.num_rows + room > max_vectors:
-            restart = _restart(space, basis, wanted, max_vectors)
+    flat = vectors.ndim == 1
+    rounded = rounding_of(space.basis)
+    while not seen.last and 0 < seen.waiting <= num_iterations - seen.num_products:
+        room = min(seen.waiting, size - seen.num_rows)
+        more = seen.num_products + seen.waiting + room <= num_iterations
+        if more and max_vectors is not None and seen.num_rows + room > max_vectors:
+            restart = _restart(seen, space, wanted, max_vectors)
             if journal is not None:
                 journal.record(restart)
-            space = space.after(restart)
-        images = product(basis[space.multiplied : space.num_rows])
-        lengths = [norm(image) for image in images]
+            seen = seen.after(restart)
+        found = matvec(space.operand(slice(seen.multiplied, seen.num_rows), flat))
+        images = space.images(found, seen.waiting, flat)
+        lengths = [space.norm(image) for image in images]
         if not np.all(np.isfinite(lengths)):
             raise FloatingPointError(
-                f"The operator's product at step {space.num_products} of {num_iterations} is not "
+                f"The operator's product at step {seen.num_products} of {num_iterations} is not "
                 "finite. A loss or a gradient overflowed, or the model's weights hold NaN."
             )
-        step = _step(space, basis, images, lengths, rounding, draw if more else None)
-        if tolerance is not None and _due(space, step):
-            step = step._replace(last=_converged(space.after(step), wanted, tolerance))
-        space = space.after(step)
+        step = _step(seen, space, images, lengths, rounding, draw if more else None)
+        if tolerance is not None and _due(seen, step):
+            step = step._replace(last=_converged(seen.after(step), wanted, tolerance, rounded))
+        seen = seen.after(step)
         if journal is not None:
             journal.record(step)
-    count = space.multiplied
+    count = seen.multiplied
     return ArnoldiResult(
-        space.matrix[:count],
-        basis if given is not None else basis[:count],
-        space.matrix[count:],
+        seen.matrix[:count],
+        space.basis if given is not None else space.basis[:count],
+        seen.matrix[count:],
         num_iterations,
-        space.num_products,
-        space.num_restarts,
+        seen.num_products,
+        seen.num_restarts,
     )
 
 
@@ -213,22 +210,22 @@ def _checked_rank(
 
 def _first_block(
     vectors: np.ndarray, rounding: float, draw: Callable[[int], np.ndarray]
-) -> tuple[np.ndarray, tuple[bool, ...]]:
+) -> tuple[Any, tuple[bool, ...]]:
     """The starting vectors as orthonormal rows, and which of them are random ones."""
     if vectors.ndim == 1:
         return (vectors / norm(vectors))[np.newaxis], (False,)
     lengths = np.array([norm(row) for row in vectors])
     # What is rounding is so beside the row's own length.
     scaled = vectors / np.where(lengths > 0, lengths, 1).astype(vectors.dtype)[:, np.newaxis]
-    nothing = HostBasis(0, vectors.shape[1], vectors.dtype)
+    nothing = HostSpace(HostBasis(0, vectors.shape[1], vectors.dtype))
     rows, _, random = extend(nothing, scaled, rounding, draw)
     return rows, random
 
 
 def _step(
-    space: Projection,
-    basis: Basis,
-    images: np.ndarray,
+    seen: Projection,
+    space: Space,
+    images: Any,
     lengths: list[float],
     rounding: float,
     draw: Callable[[int], np.ndarray] | None,
@@ -236,68 +233,66 @@ def _step(
     """Takes products apart, and puts what is new into the basis, if there will be more of them.
 
     Args:
-        images: [k, p], of the vectors that come next.
+        images: of the vectors that come next.
         lengths: theirs.
         rounding: share of the operator's size that tells nothing.
         draw: the n-th random vector; None where no further step comes.
     """
     # A random vector outside the space is mapped to nothing: so is all that is outside.
     nothing = [
-        drawn and length <= rounding * space.operator_norm
-        for drawn, length in zip(space.random, lengths, strict=True)
+        drawn and length <= rounding * seen.operator_norm
+        for drawn, length in zip(seen.random, lengths, strict=True)
     ]
-    exhausted = space.exhausted or any(nothing)
+    exhausted = seen.exhausted or any(nothing)
     if all(nothing):
-        none = np.zeros((space.num_rows, 0))
+        none = np.zeros((seen.num_rows, 0))
         return Step(none, np.zeros((0, 0)), max(lengths), (), exhausted, last=True)
-    # One vector as such: its products are those of a matrix and a vector, with their own bits.
-    images = images[0] if len(images) == 1 else images
-    coefficients, rest = orthogonalize(basis, images)
-    number = space.num_products
+    coefficients, rest = space.orthogonalize(images)
+    number = seen.num_products
     new, weights, random = extend(
-        basis,
-        rest.reshape(len(lengths), -1),
-        rounding * max(space.operator_norm, *lengths),
+        space,
+        rest,
+        rounding * max(seen.operator_norm, *lengths),
         None if draw is None or exhausted else lambda row: draw(number + row),
     )
     if draw is None:
         random = ()
     else:
         for vector in new:
-            basis.append(vector)
-    coefficients = coefficients.reshape(space.num_rows, len(lengths))
+            space.append(vector)
     return Step(coefficients, weights, max(lengths), random, exhausted)
 
 
-def _due(space: Projection, step: Step) -> bool:
+def _due(seen: Projection, step: Step) -> bool:
     """Whether to look for convergence after a step.
 
     That takes an eigendecomposition, so it is done when the space has grown by a twentieth. Of
     nothing but the size, so that an iteration that goes on looks where it would have looked.
     """
-    count = space.multiplied + step.num_products
+    count = seen.multiplied + step.num_products
     return count % max(1, count // 20) < step.num_products
 
 
-def _converged(space: Projection, rank: int, tolerance: float) -> bool:
-    count = space.multiplied
+def _converged(seen: Projection, rank: int, tolerance: float, rounded: float) -> bool:
+    count = seen.multiplied
     if count < rank:
         return False
-    return ritz_pairs(space.matrix[:count], space.matrix[count:], rank).converged(rank, tolerance)
+    pairs = ritz_pairs(seen.matrix[:count], seen.matrix[count:], rank, rounded)
+    return pairs.converged(rank, tolerance)
 
 
-def _restart(space: Projection, basis: Basis, rank: int, max_vectors: int) -> Restart:
+def _restart(seen: Projection, space: Space, rank: int, max_vectors: int) -> Restart:
     """Makes room in the basis."""
-    count, waiting = space.multiplied, space.waiting
+    count, waiting = seen.multiplied, seen.waiting
     # Half of what is beyond the wanted pairs is kept: with less, what was known of the next
     # eigenvectors must be found again; with more, the next restart comes sooner.
     kept = min((rank + count) // 2, max_vectors - 2 * waiting)
-    inner = ritz_pairs(space.matrix[:count], space.matrix[count:], kept).inner
-    combination = np.zeros((kept + waiting, space.num_rows))
+    inner = ritz_pairs(seen.matrix[:count], seen.matrix[count:], kept).inner
+    combination = np.zeros((kept + waiting, seen.num_rows))
     combination[:kept, :count] = inner.T
     combination[kept:, count:] = np.eye(waiting)
-    basis.combine(combination.astype(basis.dtype))
-    return Restart(combination @ space.matrix @ inner)
+    space.combine(combination.astype(space.dtype))
+    return Restart(combination @ seen.matrix @ inner)
 
 
 def _like(start: Any) -> Callable[[np.ndarray], Any]:

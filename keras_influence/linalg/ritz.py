@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_influence.linalg.basis import Basis, HostBasis
+from keras_influence.linalg.basis import Basis, HostBasis, rounding_of
 
 
 class ArnoldiResult(NamedTuple):
@@ -75,13 +75,16 @@ class RitzPairs(NamedTuple):
         return len(self.values) >= rank and bool(np.all(within))
 
 
-def ritz_pairs(matrix: np.ndarray, outside: np.ndarray, rank: int) -> RitzPairs:
+def ritz_pairs(
+    matrix: np.ndarray, outside: np.ndarray, rank: int, rounding: float = 0.0
+) -> RitzPairs:
     """The `rank` pairs of largest magnitude, or all of fewer.
 
     Args:
         matrix: [rows, rows], Q H Q'.
         outside: [directions, rows], the part of H Q' outside the basis.
         rank: pairs.
+        rounding: share of a row of the basis that was lost where it was stored.
     """
     values, inner = np.linalg.eigh(0.5 * (matrix + matrix.T))
     order = np.argsort(-np.abs(values), kind="stable")[:rank]
@@ -89,7 +92,9 @@ def ritz_pairs(matrix: np.ndarray, outside: np.ndarray, rank: int) -> RitzPairs:
     # H Q'S - Q'S diag(values) = Q'(T S - S diag(values)) + outside S, in orthogonal directions.
     within = np.linalg.norm(matrix @ inner - inner * values, axis=0)
     beyond = np.linalg.norm(outside @ inner, axis=0)
-    return RitzPairs(values, inner, np.hypot(within, beyond))
+    # Of what a product adds to the basis, the rounding is outside of it too.
+    lost = rounding * np.linalg.norm(np.tril(matrix, -1) @ inner, axis=0)
+    return RitzPairs(values, inner, np.hypot(np.hypot(within, beyond), lost))
 
 
 def distill(result: ArnoldiResult, rank: int, vectors: Basis | None = None) -> Eigenbasis:
@@ -110,7 +115,8 @@ def distill(result: ArnoldiResult, rank: int, vectors: Basis | None = None) -> E
             f"`rank` must be between 1 and the number of iterations, {result.num_iterations}. "
             f"Received: rank={rank}."
         )
-    values, inner, residuals = ritz_pairs(result.matrix, result.outside, rank)
+    rounding = rounding_of(result.basis)
+    values, inner, residuals = ritz_pairs(result.matrix, result.outside, rank, rounding)
     combination = inner.T.astype(result.basis.dtype)
     kept = vectors
     if kept is None:
@@ -123,6 +129,9 @@ def _combine(combination: np.ndarray, basis: Any, out: Basis) -> None:
     """Rows of `basis`, combined, into `out`."""
     if isinstance(basis, np.ndarray):
         out.write(slice(None), combination @ basis)
+        return
+    if hasattr(basis, "combinations"):  # Arithmetic of its own, where its rows are.
+        out.write(slice(None), basis.combinations(combination))
         return
     for columns, block in basis.blocks(combination.shape[1]):
         out.write(columns, combination @ block)

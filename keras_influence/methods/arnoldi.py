@@ -14,11 +14,20 @@ from keras_influence.gradients import Projector, check_curvature
 from keras_influence.linalg import (
     ArnoldiResult,
     Basis,
+    DeviceBasis,
     Eigenbasis,
-    HostBasis,
     Journal,
+    Space,
     arnoldi,
     distill,
+    orthogonality,
+)
+from keras_influence.methods.basis_place import (
+    PLACES,
+    checked_dtype,
+    checked_place,
+    device_arguments,
+    new_basis,
 )
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.encoding import EncodingMethod
@@ -26,6 +35,7 @@ from keras_influence.methods.iteration_plan import iteration_work
 from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
     DurableBasis,
+    DurableDeviceBasis,
     FitDirectory,
     examples_fingerprint,
 )
@@ -62,8 +72,13 @@ class Arnoldi(EncodingMethod):
             same ones serve every product.
         seed: of the starting vector and of the draw.
         basis: where the iteration keeps its vectors, `num_iterations` times the parameters:
-            `"host"`, in memory, or a directory, for those that are larger. There the fit can be
-            gone on with, as with `fit(..., directory=)`.
+            `"host"`, in memory; `"device"`, where the model computes, so that no vector passes
+            through the host: on each replica of the model's strategy its share of the columns; or
+            a directory, for those that are larger. There the fit can be gone on with, as with
+            `fit(..., directory=)`.
+        basis_dtype: of these vectors where they lie: that of the parameters, or `"bfloat16"`, for
+            twice as many in the same room. They are orthogonalised against what is stored, in
+            float32; `residuals` and `summary()` say what the rounding costs.
         **kwargs: `loss`, `variables`, `sequence_reduction`, `batch_size`, `scale`, `verbose`: see
             `InfluenceMethod`.
 
@@ -96,6 +111,7 @@ class Arnoldi(EncodingMethod):
         num_examples: int | None = None,
         seed: int = 0,
         basis: str | os.PathLike = "host",
+        basis_dtype: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
@@ -124,15 +140,13 @@ class Arnoldi(EncodingMethod):
         self.negative_eigenvalues = negative_eigenvalues
         self.num_examples = num_examples
         self.seed = seed
-        self.basis = os.fspath(basis)
-        if "://" in self.basis:
-            raise ValueError(
-                f"`basis` must be on a local disk, where each step's vector is read again. "
-                f"Received: {self.basis!r}."
-            )
+        self.basis = checked_place(basis)
+        self.basis_dtype = basis_dtype
+        self._stored_dtype = checked_dtype(basis_dtype, self.maps)
         self.eigenbasis: Eigenbasis | None = None
         self.product_seconds: float | None = None
         self.asymmetry: float | None = None
+        self.orthogonality: float | None = None
 
     def fit(self, dataset: Any, directory: str | os.PathLike | None = None) -> Self:
         """Finds the eigenbasis of the training set's Hessian.
@@ -153,8 +167,8 @@ class Arnoldi(EncodingMethod):
             storage.StoreInUseError: another process is fitting there.
         """
         if directory is None:
-            directory = None if self.basis == "host" else self.basis
-        elif self.basis not in ("host", os.fspath(directory)):
+            directory = self.basis if self._on_disk else None
+        elif self.basis not in (*PLACES, os.fspath(directory)):
             raise ValueError(
                 f"The basis lies in {self.basis!r}, where the fit's steps are kept too. Received "
                 f"another directory: {os.fspath(directory)!r}."
@@ -169,7 +183,9 @@ class Arnoldi(EncodingMethod):
 
     def _fit(self, dataset: Any) -> int:
         batches, num_train = self._frozen(dataset)
-        self._set_basis(self._iterate(batches, dataset))
+        steps = min(self.num_iterations, self._size)
+        basis = new_basis(self.basis, steps, self.maps, self.model, self._stored_dtype)
+        self._set_basis(self._iterate(batches, dataset, basis))
         return num_train
 
     def _fit_in(self, path: pathlib.Path, dataset: Any, check: Any) -> int:
@@ -179,14 +195,18 @@ class Arnoldi(EncodingMethod):
             manifest, arrays = storage.load_store(path, self._large if self._on_disk else ())
             self._set_state(arrays)
             self.asymmetry = manifest["asymmetry"]
+            self.orthogonality = manifest["orthogonality"]
             directory.finish(manifest, arrays)
             return num_train
         size, dtype = self._size, self.maps.parameters.dtype.as_numpy_dtype
         steps = min(self.num_iterations, size)
-        stored = directory.basis(steps, size, dtype, self.memory_budget)
-        basis: Basis = stored
-        if not self._on_disk:
-            basis = DurableBasis(HostBasis(steps, size, dtype), stored)
+        stored = directory.basis(steps, size, self._stored_dtype, self.memory_budget)
+        basis: Basis | Space = stored
+        arguments = (steps, self.maps, self.model, self._stored_dtype)
+        if self.basis == "device":
+            basis = DurableDeviceBasis(stored, *device_arguments(*arguments))
+        elif not self._on_disk:
+            basis = DurableBasis(new_basis(self.basis, *arguments), stored)
         result = self._iterate(batches, dataset, basis, directory.journal(check))
         vectors = None
         if self._on_disk:
@@ -195,7 +215,8 @@ class Arnoldi(EncodingMethod):
         self._set_basis(result, vectors)
         self.num_train = num_train
         manifest, arrays = self._to_store()
-        directory.finish({**manifest, "asymmetry": self.asymmetry}, arrays)
+        quality = {"asymmetry": self.asymmetry, "orthogonality": self.orthogonality}
+        directory.finish({**manifest, **quality}, arrays)
         return num_train
 
     def _fit_work(self, job: Job) -> Iterator[Work]:
@@ -209,7 +230,7 @@ class Arnoldi(EncodingMethod):
 
     @property
     def _on_disk(self) -> bool:
-        return self.basis != "host"
+        return self.basis not in PLACES
 
     @property
     def _size(self) -> int:
@@ -223,7 +244,7 @@ class Arnoldi(EncodingMethod):
         return {
             **config,
             "kind": type(self).__name__,
-            "on_disk": self._on_disk,
+            "place": "disk" if self._on_disk else self.basis,
             "architecture": checkpoints.architecture_fingerprint(self.model),
             "weights": self._fitted_weights,
             "data": examples_fingerprint(batches),
@@ -237,7 +258,7 @@ class Arnoldi(EncodingMethod):
         self,
         frozen: list[data.Batch],
         dataset: Any,
-        basis: Basis | None = None,
+        basis: Basis | Space,
         journal: Journal | None = None,
     ) -> ArnoldiResult:
         """The iteration over `frozen`, which is emptied: the host needs no copy."""
@@ -249,8 +270,9 @@ class Arnoldi(EncodingMethod):
         if journal is not None:
             progress.add(len(journal.steps()))
 
-        def product(vector: tf.Tensor) -> np.ndarray:
-            result = operator(vector).numpy()
+        def product(vector: Any) -> Any:
+            on_device = isinstance(basis, DeviceBasis)
+            result = operator.on_replicas(vector) if on_device else operator(vector).numpy()
             progress.add(1)
             return result
 
@@ -270,6 +292,7 @@ class Arnoldi(EncodingMethod):
 
     def _set_basis(self, result: ArnoldiResult, vectors: Basis | None = None) -> None:
         self.asymmetry = result.asymmetry
+        self.orthogonality = orthogonality(result.basis)
         self.eigenbasis = distill(result, self.rank, vectors)
 
     def _check_ready(self) -> None:
@@ -328,6 +351,11 @@ class Arnoldi(EncodingMethod):
         )
         if self.asymmetry is not None:
             yield f"asymmetry of T: {self.asymmetry:.1e}"
+        if self.orthogonality is not None:
+            yield (
+                f"basis: {np.dtype(self._stored_dtype).name}, on the "
+                f"{'disk' if self._on_disk else self.basis}; |Q'Q - I| {self.orthogonality:.1e}"
+            )
         if self.product_seconds is not None and self.fit_seconds:
             share = 1 - self.product_seconds / self.fit_seconds
             yield f"time outside of Hessian products: {share:.1%}"
@@ -344,6 +372,7 @@ class Arnoldi(EncodingMethod):
             "num_examples": self.num_examples,
             "seed": self.seed,
             "basis": self.basis,
+            "basis_dtype": self.basis_dtype,
         }
 
     def _state(self) -> dict[str, np.ndarray]:

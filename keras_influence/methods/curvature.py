@@ -1,5 +1,6 @@
 """The curvature of the training loss over a fixed set of examples, as an operator on vectors."""
 
+import functools
 import time
 from typing import Any
 
@@ -57,6 +58,7 @@ class FrozenCurvature:
             for batch in frozen
             for leaf in tf.nest.flatten(batch.examples)
         )
+        self._completed = functools.partial(self._complete)
         self._batches = distribution.place(frozen, model)
         frozen.clear()
 
@@ -67,6 +69,19 @@ class FrozenCurvature:
         result = summed / self.num_examples + self._l2 * vector
         self.seconds += time.perf_counter() - start
         return result
+
+    def on_replicas(self, vector: Any) -> Any:
+        """H v where a vector is a copy on each replica, and nothing of it passes the host."""
+        start = time.perf_counter()
+        summed = distribution.total(
+            self._product, self._batches, self._model, vector, on_replicas=True
+        )
+        result = distribution.everywhere(self._completed, self._model, summed, vector)
+        self.seconds += time.perf_counter() - start
+        return result
+
+    def _complete(self, summed: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
+        return distribution.all_reduced(summed) / self.num_examples + self._l2 * vector
 
     def products(self, vectors: Any) -> tf.Tensor:
         """H v_j of each row, [k, p]: as many rows at a time as the budget holds."""

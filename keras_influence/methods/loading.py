@@ -6,12 +6,13 @@ import keras
 
 from keras_influence import checkpoints
 from keras_influence.methods.base import InfluenceMethod
+from keras_influence.methods.basis_place import PLACES
 
 
 def large_arrays(manifest: dict[str, Any]) -> tuple[str, ...]:
     """Arrays of a store that `method_from_store` takes unread."""
     cls = InfluenceMethod._registry.get(manifest.get("kind", ""))
-    if cls is None or manifest["config"].get("basis", "host") == "host":
+    if cls is None or manifest["config"].get("basis", "host") in PLACES:
         return ()
     return cls._large
 

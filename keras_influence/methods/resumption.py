@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data, storage
-from keras_influence.linalg import Restart, Step
+from keras_influence.linalg import DeviceBasis, Restart, Step
 
 _RECORD = "fit.json"
 _STEPS = "steps"
@@ -152,6 +152,10 @@ class DurableBasis:
     def dtype(self) -> np.dtype:
         return self._memory.dtype
 
+    @property
+    def stored_dtype(self) -> np.dtype:
+        return self._memory.stored_dtype
+
     def append(self, vector: np.ndarray) -> None:
         self._stored.append(vector)
         self._memory.append(vector)
@@ -168,13 +172,40 @@ class DurableBasis:
 
     def combine(self, combination: np.ndarray) -> None:
         self._memory.combine(combination)
-        following = self._stored.successor()
-        for row in range(self._memory.shape[0]):
-            following.append(self._memory[row : row + 1][0])
-        self._stored = following
+        self._stored = _moved(self._memory, self._stored)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return self._memory[rows]
+
+
+class DurableDeviceBasis(DeviceBasis):
+    """Vectors on the devices, each of which is on the disk as well when `append` returns."""
+
+    def __init__(self, stored: storage.StoredRows, *arguments: Any):
+        super().__init__(*arguments)
+        self._stored = stored
+        for row in range(stored.shape[0]):
+            self.append_row(stored[row : row + 1][0])
+
+    def append(self, vector: Any) -> None:
+        super().append(vector)
+        self._stored.append(self[-1:][0])
+
+    def truncate(self, count: int) -> None:
+        self._stored.truncate(count)
+        super().truncate(count)
+
+    def combine(self, combination: np.ndarray) -> None:
+        super().combine(combination)
+        self._stored = _moved(self, self._stored)
+
+
+def _moved(rows: Any, stored: storage.StoredRows) -> storage.StoredRows:
+    """`rows` in the array that comes after `stored`."""
+    following = stored.successor()
+    for row in range(rows.shape[0]):
+        following.append(rows[row : row + 1][0])
+    return following
 
 
 def examples_fingerprint(batches: Sequence[data.Batch]) -> str:

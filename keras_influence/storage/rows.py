@@ -51,7 +51,9 @@ class StoredRows:
         self._array = array
         self._count = count
         self._checked = 0  # Rows of which every chunk was compared with its checksum, or made here.
-        self.dtype = np.dtype(file.dtype)
+        self.stored_dtype = np.dtype(file.dtype)
+        # bfloat16 is for storing, and nothing is computed in it.
+        self.dtype = np.dtype("float32" if file.dtype == "bfloat16" else file.dtype)
 
     @classmethod
     def create(
@@ -67,7 +69,7 @@ class StoredRows:
         Args:
             directory, name: of the store, and of the array.
             shape: (rows that there is room for, p).
-            dtype: of the rows.
+            dtype: of the rows where they lie; those of bfloat16 are given and read as float32.
             width: columns that are read and written at once.
         """
         file = ArrayFile(directory, name, shape, np.dtype(dtype).name, (1, width))
@@ -151,22 +153,24 @@ class StoredRows:
 
     def _read(self, count: int, columns: slice) -> np.ndarray:
         with readable_errors(self.file.location):
-            return np.asarray(self._array[:count, columns].read(order="C").result())
+            read = np.asarray(self._array[:count, columns].read(order="C").result())
+        return read.astype(self.dtype, copy=False)
 
     def _read_files(self, count: int, columns: slice) -> np.ndarray:
         assert self.file.path is not None
-        block = np.empty((count, columns.stop - columns.start), self.dtype)
+        block = np.empty((count, columns.stop - columns.start), self.stored_dtype)
         for row in range(count):
             place = self.file.path / "c" / str(row) / str(columns.start // self.width)
             with open(place, "rb", buffering=0) as file:
                 if file.readinto(block[row].view(np.uint8)) != block[row].nbytes:
                     raise TornStoreError(f"{place} was shortened while it was in use.")
-        return block
+        return block.astype(self.dtype, copy=False)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, step = rows.indices(self._count)
         with readable_errors(self.file.location):
-            return np.asarray(self._array[start:stop:step].read(order="C").result())
+            read = np.asarray(self._array[start:stop:step].read(order="C").result())
+        return read.astype(self.dtype, copy=False)
 
     def __len__(self) -> int:
         return self._count
@@ -181,4 +185,5 @@ class StoredRows:
 
     def _store(self, rows: slice, columns: slice, values: np.ndarray) -> None:
         with readable_errors(self.file.location):
-            self._array[rows, columns].write(values).result()
+            stored = values.astype(self.stored_dtype, copy=False)
+            self._array[rows, columns].write(stored).result()

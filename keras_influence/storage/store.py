@@ -81,8 +81,12 @@ def fill_store(
     """
     listing = {}
     for name, array in arrays.items():
-        chunk = array.file.chunk if isinstance(array, StoredRows) else None
-        file = ArrayFile(path, name, array.shape, np.dtype(array.dtype).name, chunk)
+        as_stored = (
+            (array.file.dtype, array.file.chunk)
+            if isinstance(array, StoredRows)
+            else (np.dtype(array.dtype).name,)
+        )
+        file = ArrayFile(path, name, array.shape, *as_stored)
         if not (isinstance(array, StoredRows) and array.file.location == file.location):
             _write(file, array)
         listing[name] = file.describe()

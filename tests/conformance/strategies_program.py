@@ -96,6 +96,20 @@ def golden_results(new_scope, inside=False, run=None, names=GOLDENS):
     return found
 
 
+def device_results(new_scope, place="device"):
+    """What Arnoldi gives with its vectors on the devices, and on the disk as well."""
+    keras.utils.set_random_seed(0)
+    with new_scope():
+        model = cases.image_model()
+    arnoldi = ki.Arnoldi(model, 4, 12, l2=0.1, batch_size=6, basis=place)
+    arnoldi.fit(cases.images(NUM_TRAIN), tempfile.mkdtemp())
+    assert arnoldi.orthogonality < 1e-6
+    return {
+        "device: eigenvalues": arnoldi.eigenbasis.values,
+        "device: residuals": arnoldi.eigenbasis.residuals,
+    }
+
+
 def mixed_results(new_scope):
     """The same of a model that every kind of rule and fallback serves, and which serve it."""
     train = cases.images(NUM_TRAIN)
@@ -143,6 +157,7 @@ def complaints(new_scope, worker=None):
         arnoldi = ki.Arnoldi(model, 2, 4, batch_size=6)
         for name, write in {
             "fit": lambda path: arnoldi.fit((x, y), path),
+            "device": lambda path: ki.Arnoldi(model, 2, 4, basis="device").fit((x, y)),
             "index": lambda path: ki.InfluenceScorer(arnoldi.fit((x, y)), k=2).index((x, y), path),
         }.items():
             try:
@@ -209,6 +224,8 @@ def main(kind, output, replicas=1, inside=False, run=None, names=None, whole=Fal
         found |= document_results(strategy)
     elif whole:
         found |= mixed_results(strategy.scope)
+    if kind != "workers":
+        found |= device_results(strategy.scope)
     errors = complaints(strategy.scope, worker)
     pathlib.Path(output).with_suffix(".json").write_text(json.dumps(errors))
     np.savez(output, **found)

@@ -114,9 +114,9 @@ def test_one_process(reference, tmp_path, kind, replicas, inside):
     output = tmp_path / "found.npz"
     process = _start(kind=kind, output=str(output), replicas=replicas, inside=inside, whole=inside)
     scope = tf.distribute.get_strategy().scope
-    expected = reference
+    expected = reference | strategies_program.device_results(scope, "host")
     if inside:
-        expected = reference | strategies_program.mixed_results(scope)
+        expected |= strategies_program.mixed_results(scope)
     errors = strategies_program.complaints(scope)
     assert errors["not finite"].startswith("FloatingPointError: The gradient norm of example 17")
     code, text = _finish(process)
@@ -213,6 +213,7 @@ def test_two_workers(reference, tmp_path, names):
         assert "differ in content" in each["other order"]
         assert "4 batches of 23 examples, 2 batches of 7 examples" in each["shard"]
         assert each["fit"].startswith("A fit in a directory is that of one process")
+        assert each["device"].startswith("A basis on the devices is split over the replicas of one")
         assert each["index"].startswith("An index in a directory is that of one process")
     # Example 17 is the last of a batch of 6, and so the second worker's.
     assert "gradient norm of example 17 is not finite" in errors[1]["not finite"]

@@ -32,7 +32,7 @@ def _same(a, b):
     np.testing.assert_array_equal(a.eigenbasis.values, b.eigenbasis.values)
     np.testing.assert_array_equal(a.eigenbasis.vectors[:], b.eigenbasis.vectors[:])
     np.testing.assert_array_equal(a.eigenbasis.residuals, b.eigenbasis.residuals)
-    assert a.asymmetry == b.asymmetry
+    assert (a.asymmetry, a.orthogonality) == (b.asymmetry, b.orthogonality)
 
 
 class _Killed(BaseException):
@@ -42,7 +42,7 @@ class _Killed(BaseException):
 def _count_products(method, fail_after=None):
     """Products with the Hessian of each fit, which are one for each of three batches."""
     calls = []
-    curvature, several = method.maps.products("hessian")
+    curvature, curvatures = method.maps.products("hessian")
 
     def counted(*args):
         if fail_after is not None and len(calls) >= 3 * fail_after:
@@ -50,15 +50,24 @@ def _count_products(method, fail_after=None):
         calls.append(1)
         return curvature(*args)
 
-    method.maps.products = lambda kind: (counted, several)
+    method.maps.products = lambda kind: (counted, curvatures)
     return calls
 
 
-@pytest.mark.parametrize("place", ["host", "disk"])
-@pytest.mark.parametrize("done", [0, 1, 7, STEPS - 1])
-def test_a_fit_goes_on_to_the_same_bits(tmp_path, place, done):
+@pytest.mark.parametrize(
+    ("place", "done", "dtype"),
+    [
+        *((place, done, None) for place in ("host", "disk") for done in (0, 1, 7, STEPS - 1)),
+        ("device", 7, None),
+        *((place, 7, "bfloat16") for place in ("host", "device", "disk")),
+    ],
+)
+def test_a_fit_goes_on_to_the_same_bits(tmp_path, place, done, dtype):
     model, train = _problem()
-    kwargs = [{"basis": "host" if place == "host" else str(tmp_path / str(i))} for i in range(2)]
+    kwargs = [
+        {"basis": str(tmp_path / str(i)) if place == "disk" else place, "basis_dtype": dtype}
+        for i in range(2)
+    ]
     whole = _method(model, **kwargs[0]).fit(train, directory=tmp_path / "0")
     interrupted = _method(model, **kwargs[1])
     _count_products(interrupted, done)
@@ -97,6 +106,37 @@ def test_the_disk_agrees_with_memory(tmp_path):
     ki.InfluenceScorer(disk, k=2).index(train).save(tmp_path / "scorer")
     scorer = ki.load(tmp_path / "scorer", model)
     np.testing.assert_array_equal(scorer.method.eigenbasis.vectors[:], disk.eigenbasis.vectors[:])
+
+
+def test_the_device_agrees_with_memory():
+    model, train = _problem()
+    memory = _method(model).fit(train)
+    device = _method(model, basis="device").fit(train)
+    np.testing.assert_allclose(device.eigenbasis.values, memory.eigenbasis.values, rtol=1e-5)
+    np.testing.assert_allclose(device.scores(train, train), memory.scores(train, train), rtol=1e-3)
+    assert device.orthogonality < 1e-6
+
+
+@pytest.mark.parametrize("place", ["host", "device", "disk"])
+def test_the_summary_says_what_storing_costs(tmp_path, place):
+    model, train = _problem()
+    where = tmp_path / "fit" if place == "disk" else place
+    method = _method(model, basis=where, basis_dtype="bfloat16").fit(train)
+    lines = []
+    method.summary(lines.append)
+    (line,) = [line for line in lines if "basis:" in line]
+    assert f"basis: bfloat16, on the {place}; |Q'Q - I| " in line
+    # 2^-8 / sqrt(p) of each product, in size.
+    assert 1e-6 < method.orthogonality < 5 * 2**-8 / method.maps.parameters.size**0.5
+    exact = _method(model).fit(train).eigenbasis
+    np.testing.assert_allclose(method.eigenbasis.values, exact.values, rtol=1e-3)
+    assert method.eigenbasis.vectors[:].dtype == np.float32
+
+
+def test_a_dtype_that_no_vector_is_stored_in():
+    model, _ = _problem()
+    with pytest.raises(ValueError, match=r"None, or 'bfloat16' .* 'float16' for parameters of fl"):
+        _method(model, basis_dtype="float16")
 
 
 def test_a_directory_of_another_fit_is_refused(tmp_path):
@@ -188,14 +228,14 @@ def test_sigterm_finishes_the_step(tmp_path):
         from tests.methods import resumption_test as test
         model, train = test._problem()
         method = test._method(model)
-        curvature, several = method.maps.products("hessian")
+        curvature, curvatures = method.maps.products("hessian")
         calls = []
         def product(*args):
             calls.append(1)
             if len(calls) == 7:  # In the third step of three batches each.
                 os.kill(os.getpid(), signal.SIGTERM)
             return curvature(*args)
-        method.maps.products = lambda kind: (product, several)
+        method.maps.products = lambda kind: (product, curvatures)
         try:
             method.fit(train, directory={str(tmp_path / "fit")!r})
         finally:

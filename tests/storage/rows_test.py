@@ -65,6 +65,22 @@ def test_rows_that_were_checked_are_read_from_their_files(tmp_path):
         list(opened.blocks(6))
 
 
+def test_rows_in_bfloat16(tmp_path):
+    values = np.random.default_rng(0).standard_normal((6, 1000)).astype(np.float32)
+    rounded = values.astype("bfloat16").astype(np.float32)
+    rows = _rows(tmp_path, dtype="bfloat16")
+    for row in values:
+        rows.append(row)
+    opened = storage.StoredRows.open(rows.file)
+    for each in (rows, opened, opened):
+        assert (each.dtype, each.stored_dtype) == (np.float32, np.dtype("bfloat16"))
+        np.testing.assert_array_equal(each[:], rounded)
+        blocks = [block for _, block in each.blocks(6)]
+        np.testing.assert_array_equal(np.concatenate(blocks, axis=1), rounded)
+    # Two bytes an entry, and a checksum.
+    assert (tmp_path / "rows/c/0/0").stat().st_size == 2 * 300 + 4
+
+
 def test_block_width():
     # Two blocks of 10 rows of 4 bytes, 2^20 columns each, are 80 MiB.
     assert storage.block_width((10, 10**8), "float32", 80 * 2**20) == 2**20
