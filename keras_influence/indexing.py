@@ -75,7 +75,7 @@ def add_dataset(index: storage.StoredIndex, method: EncodingMethod, examples: An
         ValueError: another data set was begun.
     """
     data.check_order(examples)
-    projectors = list(method._query_encoders())
+    encoders = list(method._query_encoders())
     progress = method._progress("index")
     first, done = "", 0
     with between_steps("the index") as check:
@@ -88,11 +88,7 @@ def add_dataset(index: storage.StoredIndex, method: EncodingMethod, examples: An
                 found = (first, last, done) if done >= index.num_unfinished else (first,)
                 _check_begun(index, found)
                 continue
-            blocks = [
-                method._rows(method.maps.project, part, "encoding", each.directions)
-                for each in projectors
-            ]
-            index.add(np.concatenate(blocks, axis=1), first, last)
+            index.add(method._encoded_rows(part, encoders), first, last)
             progress.add(len(part))
             check()
         if done < index.num_unfinished:

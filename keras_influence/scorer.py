@@ -245,7 +245,9 @@ class InfluenceScorer(keras.layers.Layer):
         )
         with tf.control_dependencies([tf.debugging.Assert(unchanged, [_CHANGED])]):
             encoded = tf.concat([project(examples) for project in self._projectors], axis=1)
-        return tf.cast(encoded, tf.float32) * self._metric
+        # A norm at the end of an encoding has no counterpart in a query.
+        rest = tf.zeros([tf.shape(encoded)[0], len(self._metric) - encoded.shape[1]])
+        return tf.concat([tf.cast(encoded, tf.float32), rest], axis=1) * self._metric
 
     def _top(self, index: HostIndex | storage.StoredIndex, examples: tuple[Any, ...]) -> Influences:
         """In a graph: an index in memory becomes part of it, or it is Python that searches."""

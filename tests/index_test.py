@@ -20,7 +20,7 @@ RANK = 4
 
 
 def _method(model, train):
-    return ki.Arnoldi(model, RANK, 8, batch_size=5, verbose=0).fit(train)
+    return ki.Arnoldi(model, RANK, 8, complement=None, batch_size=5, verbose=0).fit(train)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_only_what_was_begun_goes_on(tmp_path, problem, monkeypatch):
     ):
         with pytest.raises(ValueError, match=r"holds 20 rows of a data set that was begun"):
             ki.InfluenceScorer(method, k=3).index(other, tmp_path / "index")
-    wider = ki.Arnoldi(model, RANK - 1, 8, batch_size=5).fit(train)
+    wider = ki.Arnoldi(model, RANK - 1, 8, complement=None, batch_size=5).fit(train)
     with pytest.raises(ValueError, match=r"holds no index by this method and model"):
         ki.InfluenceScorer(wider, k=3).index(train, tmp_path / "index")
     added = _dies_after(monkeypatch, 5)
@@ -218,7 +218,7 @@ def test_fewer_directions_than_blocks_of_them():
     x = np.zeros((12, 4), np.float32)
     x[:, 0] = 1
     train = (x, np.arange(12, dtype=np.float32))
-    method = ki.Arnoldi(model, 4, 4, verbose=0).fit(train)
+    method = ki.Arnoldi(model, 4, 4, complement=None, verbose=0).fit(train)
     found = len(method.eigenbasis.values)
     assert found < 4
     whole = method.encode(train)

@@ -9,7 +9,7 @@ from tests import cases
 def _scorer(k=3, **kwargs):
     model = cases.image_model()
     train = cases.images(24)
-    arnoldi = ki.Arnoldi(model, rank=4, num_iterations=12, **kwargs).fit(train)
+    arnoldi = ki.Arnoldi(model, rank=4, num_iterations=12, complement=None, **kwargs).fit(train)
     return model, train, arnoldi, ki.InfluenceScorer(arnoldi, k=k).index(train)
 
 

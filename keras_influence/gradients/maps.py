@@ -91,6 +91,7 @@ class LossMaps:
         self.losses = _compiled(self._losses, self.parameters.values)
         self.gradient = _compiled(self._gradient, self.parameters.values)
         self.project = _compiled(self._project, self.parameters.values)
+        self.project_with_norms = _compiled(self._project_with_norms, self.parameters.values)
         self.curvature = _compiled(self._curvature, self.parameters.values)
         self.gauss_newton = _compiled(self._gauss_newton, self.parameters.values)
         self.fisher = _compiled(self._fisher, self.parameters.values)
@@ -291,6 +292,12 @@ class LossMaps:
         if not isinstance(directions, Directions):
             directions = self.prepare(tf.cast(directions, self.parameters.dtype), batch)
         return self.linearize(batch).project(directions)
+
+    def _project_with_norms(self, batch: Any, directions: Directions) -> tf.Tensor:
+        """`project`, and |grad l_i|^2 as the last column: [batch, k + 1], from one pass."""
+        linearized = self.linearize(batch)
+        norms = linearized.squared_norms()[:, tf.newaxis]
+        return tf.concat([linearized.project(directions), norms], axis=1)
 
     def _forward_project(self, batch: Any, directions: tf.Tensor) -> tf.Tensor:
         """`project` by forward mode through the whole network, a direction at a time.

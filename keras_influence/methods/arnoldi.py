@@ -1,16 +1,18 @@
 """Influence on the dominant eigenvectors of the loss's Hessian."""
 
+import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from keras_influence import checkpoints, data, distribution, storage
-from keras_influence.gradients import Projector, check_curvature
+from keras_influence.gradients import Projector
 from keras_influence.linalg import (
     ArnoldiResult,
     Basis,
@@ -19,6 +21,7 @@ from keras_influence.linalg import (
     Journal,
     Space,
     arnoldi,
+    conjugate_gradient,
     distill,
     orthogonality,
 )
@@ -29,9 +32,13 @@ from keras_influence.methods.basis_place import (
     device_arguments,
     new_basis,
 )
+from keras_influence.methods.complement import COMPLEMENTS, Complement, measured
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.encoding import EncodingMethod
+from keras_influence.methods.inverse import InverseMethod
 from keras_influence.methods.iteration_plan import iteration_work
+from keras_influence.methods.negative import check_negative, inverses
+from keras_influence.methods.outside import combined, inside, principal, remainders, signed_sums
 from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
     DurableBasis,
@@ -39,38 +46,48 @@ from keras_influence.methods.resumption import (
     FitDirectory,
     examples_fingerprint,
 )
-from keras_influence.methods.work import Job, Work
+from keras_influence.methods.scoring import Steps
+from keras_influence.methods.work import Job, Load, Work
 
-NEGATIVE_EIGENVALUES = ("drop", "keep", "absolute")
+# Gradients of the sketch's sample that are computed together.
+_SAMPLE_ROWS = 8
 
 
-class Arnoldi(EncodingMethod):
-    """Influence functions on the Hessian's dominant eigenvectors (Schioppa et al., 2022).
+class Arnoldi(InverseMethod, EncodingMethod):
+    """Influence functions on the curvature's dominant eigenvectors (Schioppa et al., 2022).
 
-    The Hessian H of the mean training loss is never formed: an Arnoldi iteration over
-    Hessian-vector products finds its eigenpairs (lambda_j, u_j) of largest magnitude, once. An
-    example is then encoded by the products of its gradient with the u_j, and
+    The curvature H of the mean training loss is never formed: an Arnoldi iteration over its
+    products with vectors finds the eigenpairs (lambda_j, u_j) of largest magnitude, once. With
+    c the complement's constant and r = g - UU'g the remainder of a gradient g,
 
-        I(z, x) = (1/N) sum_j <grad l(z), u_j> <grad l(x), u_j> / (lambda_j + damping).
+        I(z, x) = (1/N) sum_j <g(z), u_j> <g(x), u_j> / (lambda_j + damping) + (c/N) <r(z), r(x)>.
 
-    Use it where many questions will be asked of one model. What lies outside the kept eigenvectors
-    counts as zero, so that for predicting the effect of removals on a convex model it can do worse
-    than plain gradient products; to find mislabeled examples it does well.
+    Use it where many questions will be asked of one model. The published method is
+    `complement=None`: what lies outside the kept eigenvectors counts as zero. For predicting the
+    effect of removals that can do worse than plain gradient products; with the constant it comes
+    near the exact inverse.
+
+    `scores` and `self_influence` are exact in the formula above. An encoding, and so an index,
+    holds the products with the u_j and with `sketch_size` further directions that hold most of the
+    remainders of a sample of training gradients, and, for self-influence, the gradient's norm.
 
     Args:
         model: a built Keras model, trained.
-        rank: eigenpairs to keep: the length of an encoding.
-        num_iterations: Hessian-vector products, each a pass over the examples of the Hessian;
-            `2 * rank` by default, so that most of the kept pairs converge.
-        damping: added to the eigenvalues, in units of the loss per squared parameter.
-        curvature: `"hessian"`, or `"gauss_newton"` or `"fisher"`; see `InverseMethod`.
-        l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective, added to H.
+        rank: eigenpairs to keep.
+        num_iterations: products with H, each a pass over its examples; `2 * rank` by default, so
+            that most of the kept pairs converge.
+        complement: what stands for H outside of the kept eigenvectors: `"rayleigh"`, the inverse
+            Rayleigh quotient of training gradients' remainders; `"trace"`, that of random vectors;
+            `"damping"`, 1 / damping, as if H were zero there; None, nothing. See `complement.py`.
+        num_probes: random sums of gradients, or random vectors, that the constant is estimated
+            from: a product with H each.
+        sketch_size: directions of the complement in an encoding; as many as `rank` by default.
+        refine: steps of conjugate gradients, preconditioned by the formula above, that `scores`,
+            `self_influence` and `inverse_products` take for each gradient from there: `refine + 1`
+            products with H for each block of them, for which the training set of `fit` is kept.
         negative_eigenvalues: what becomes of pairs with lambda < 0, at a weight vector that is no
             minimum: `"drop"` leaves them out, `"keep"` divides by them as they are, `"absolute"` by
             their magnitude. `summary()` reports their share.
-        num_examples: training examples that make up H, drawn once with `seed`; all by default. The
-            same ones serve every product.
-        seed: of the starting vector and of the draw.
         basis: where the iteration keeps its vectors, `num_iterations` times the parameters:
             `"host"`, in memory; `"device"`, where the model computes, so that no vector passes
             through the host: on each replica of the model's strategy its share of the columns; or
@@ -79,14 +96,15 @@ class Arnoldi(EncodingMethod):
         basis_dtype: of these vectors where they lie: that of the parameters, or `"bfloat16"`, for
             twice as many in the same room. They are orthogonalised against what is stored, in
             float32; `residuals` and `summary()` say what the rounding costs.
-        **kwargs: `loss`, `variables`, `sequence_reduction`, `batch_size`, `scale`, `verbose`: see
-            `InfluenceMethod`.
+        **kwargs: `damping`, `run`, `l2`, `num_examples`, `seed`: see `InverseMethod`; `loss`,
+            `variables`, `measurement`, `batch_size`, `scale`, `verbose`...: see `InfluenceMethod`.
 
     Attributes:
         eigenbasis: after `fit`, an `Eigenbasis`: `values` [rank], `vectors` [rank, p], `residuals`.
+        complement_estimate: after `fit`, a `Complement`, or None.
 
     Raises:
-        ValueError: `rank` above `num_iterations`.
+        ValueError: `rank` above `num_iterations`; `complement="damping"` without damping.
         FloatingPointError: in `fit`, a loss that is not finite; the message names the example.
 
     Example:
@@ -95,7 +113,6 @@ class Arnoldi(EncodingMethod):
     >>> suspects = np.argsort(-arnoldi.self_influence(train))[:25]
     """
 
-    _bound_to_weights = True
     _large = ("vectors",)
 
     def __init__(
@@ -104,12 +121,11 @@ class Arnoldi(EncodingMethod):
         rank: int = 100,
         num_iterations: int | None = None,
         *,
-        damping: float = 0.0,
-        curvature: str = "hessian",
-        l2: float = 0.0,
+        complement: str | None = "rayleigh",
+        num_probes: int = 8,
+        sketch_size: int | None = None,
+        refine: int = 0,
         negative_eigenvalues: str = "drop",
-        num_examples: int | None = None,
-        seed: int = 0,
         basis: str | os.PathLike = "host",
         basis_dtype: str | None = None,
         **kwargs: Any,
@@ -122,31 +138,37 @@ class Arnoldi(EncodingMethod):
                 f"`rank` must be between 1 and `num_iterations`={num_iterations}: an iteration "
                 f"yields one eigenpair at most. Received: rank={rank}."
             )
-        if negative_eigenvalues not in NEGATIVE_EIGENVALUES:
+        if complement not in COMPLEMENTS:
             raise ValueError(
-                f"`negative_eigenvalues` must be one of {NEGATIVE_EIGENVALUES}. "
-                f"Received: {negative_eigenvalues!r}."
+                f"`complement` must be one of {COMPLEMENTS}. Received: {complement!r}."
             )
-        if damping < 0 or l2 < 0:
+        if complement == "damping" and self.damping == 0:
             raise ValueError(
-                f"`damping` and `l2` must not be negative. Received: damping={damping}, l2={l2}."
+                "`complement='damping'` is 1 / damping: pass a damping above zero. Received: 0."
             )
-        check_curvature(curvature)
-        self.curvature = curvature
+        sketch_size = rank if sketch_size is None else sketch_size
+        if num_probes < 2 or sketch_size < 0 or refine < 0:
+            raise ValueError(
+                "`num_probes` must be at least 2, and `sketch_size` and `refine` not negative. "
+                f"Received: {num_probes}, {sketch_size}, {refine}."
+            )
+        check_negative(negative_eigenvalues)
         self.rank = rank
         self.num_iterations = num_iterations
-        self.damping = damping
-        self.l2 = l2
+        self.complement = complement
+        self.num_probes = num_probes
+        self.sketch_size = sketch_size
+        self.refine = refine
         self.negative_eigenvalues = negative_eigenvalues
-        self.num_examples = num_examples
-        self.seed = seed
         self.basis = checked_place(basis)
         self.basis_dtype = basis_dtype
         self._stored_dtype = checked_dtype(basis_dtype, self.maps)
         self.eigenbasis: Eigenbasis | None = None
+        self.complement_estimate: Complement | None = None
         self.product_seconds: float | None = None
         self.asymmetry: float | None = None
         self.orthogonality: float | None = None
+        self._sketch: np.ndarray | None = None
 
     def fit(self, dataset: Any, directory: str | os.PathLike | None = None) -> Self:
         """Finds the eigenbasis of the training set's Hessian.
@@ -185,7 +207,7 @@ class Arnoldi(EncodingMethod):
         batches, num_train = self._frozen(dataset)
         steps = min(self.num_iterations, self._size)
         basis = new_basis(self.basis, steps, self.maps, self.model, self._stored_dtype)
-        self._set_basis(self._iterate(batches, dataset, basis))
+        self._find(batches, dataset, basis)
         return num_train
 
     def _fit_in(self, path: pathlib.Path, dataset: Any, check: Any) -> int:
@@ -197,6 +219,8 @@ class Arnoldi(EncodingMethod):
             self.asymmetry = manifest["asymmetry"]
             self.orthogonality = manifest["orthogonality"]
             directory.finish(manifest, arrays)
+            if self.refine:
+                self._operator = self._operator_over(batches)
             return num_train
         size, dtype = self._size, self.maps.parameters.dtype.as_numpy_dtype
         steps = min(self.num_iterations, size)
@@ -207,12 +231,17 @@ class Arnoldi(EncodingMethod):
             basis = DurableDeviceBasis(stored, *device_arguments(*arguments))
         elif not self._on_disk:
             basis = DurableBasis(new_basis(self.basis, *arguments), stored)
-        result = self._iterate(batches, dataset, basis, directory.journal(check))
-        vectors = None
-        if self._on_disk:
-            kept = min(self.rank, len(result.matrix))
-            vectors = storage.StoredRows.create(path, "vectors", (kept, size), dtype, stored.width)
-        self._set_basis(result, vectors)
+
+        def vectors(count: int) -> storage.StoredRows:
+            return storage.StoredRows.create(path, "vectors", (count, size), dtype, stored.width)
+
+        self._find(
+            batches,
+            dataset,
+            basis,
+            directory.journal(check),
+            vectors if self._on_disk else None,
+        )
         self.num_train = num_train
         manifest, arrays = self._to_store()
         quality = {"asymmetry": self.asymmetry, "orthogonality": self.orthogonality}
@@ -221,9 +250,64 @@ class Arnoldi(EncodingMethod):
 
     def _fit_work(self, job: Job) -> Iterator[Work]:
         place = self.basis if self._on_disk else None
-        return iteration_work(
+        frozen, probes = job.frozen(self.num_examples), self.num_probes
+        held = 2 * probes * job.vector_bytes
+        if self.complement == "rayleigh":
+            unit = job.rows("gradient", frozen, self.maps)
+            yield Work("sums of gradients", unit, probes * frozen.num_batches, host=held)
+        if self.complement is not None and self.sketch_size:
+            count = self._sample_size(frozen.num_examples)
+            sample = frozen.cut(_SAMPLE_ROWS).first(count)
+            unit = job.rows("example_gradients", sample, self.maps)
+            held += count * job.vector_bytes
+            yield Work("gradients for the sketch", unit, sample.num_batches, host=held)
+        for work in self._begin_work(job):
+            if work.hessian_products:
+                yield work._replace(host=work.host + held)
+        for work in iteration_work(
             job, self.num_iterations, self.rank, self.num_examples, place, self.memory_budget
-        )
+        ):
+            yield work._replace(host=work.host + held)
+        if self.complement is not None:
+            yield Work(
+                "products for the complement",
+                job.products(frozen, probes),
+                frozen.num_batches,
+                probes,
+                host=held + self._directions_bytes(job),
+                device=frozen.bytes + 2 * probes * job.vector_bytes,
+            )
+
+    def _scores_work(self, job: Job) -> Iterator[Work]:
+        if self.complement is None and not self.refine:
+            return EncodingMethod._scores_work(self, job)
+        return InverseMethod._scores_work(self, job)
+
+    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        if self.refine:
+            return InverseMethod._self_influence_work(self, job, load)
+        return EncodingMethod._self_influence_work(self, job, load)
+
+    def _solve_work(self, job: Job, blocks: Load) -> Iterator[Work]:
+        count = blocks.batch_size
+        held = self._directions_bytes(job) + 3 * count * job.vector_bytes
+        # Products with the eigenvectors, and back: nothing beside a pass over the data.
+        yield Work("inverse by the eigenbasis", None, blocks.num_batches, host=held)
+        if self.refine:
+            frozen = job.frozen(self.num_examples)
+            products = (self.refine + 2) * blocks.num_batches
+            yield Work(
+                f"products with {count:,} vectors",
+                job.products(frozen, count),
+                products * frozen.num_batches,
+                products * count,
+                host=held,
+                device=frozen.bytes + 7 * count * job.vector_bytes,
+            )
+
+    def _num_directions(self, job: Job) -> int:
+        sketched = 0 if self.complement is None else self.sketch_size
+        return min(self.rank + sketched, job.size)
 
     def _directions_bytes(self, job: Job) -> float:
         return 0.0 if self._on_disk else min(self.rank, job.size) * job.vector_bytes
@@ -239,7 +323,7 @@ class Arnoldi(EncodingMethod):
     def _identity(self, batches: Sequence[data.Batch], num_train: int) -> dict[str, Any]:
         """All that the bits of the result depend on."""
         config = self.get_config()
-        for name in ("verbose", "memory_budget", "basis", "scale", "damping"):
+        for name in ("verbose", "memory_budget", "basis", "scale", "measurement", "refine"):
             del config[name]
         return {
             **config,
@@ -251,18 +335,35 @@ class Arnoldi(EncodingMethod):
             "num_train": num_train,
         }
 
-    def _frozen(self, dataset: Any) -> tuple[list[data.Batch], int]:
-        return data.freeze(dataset, self.batch_size, self.num_examples, self.seed)
-
-    def _iterate(
+    def _find(
         self,
         frozen: list[data.Batch],
         dataset: Any,
         basis: Basis | Space,
         journal: Journal | None = None,
+        vectors: Callable[[int], Basis] | None = None,
+    ) -> None:
+        """The eigenbasis and the complement, over `frozen`, which is emptied."""
+        probes = self._probes(frozen)
+        sample = self._sample(frozen)
+        operator = self._operator_over(frozen)
+        try:
+            self._settle_damping(operator)
+            result = self._iterate(operator, basis, journal)
+            self.asymmetry = result.asymmetry
+            kept = vectors(min(self.rank, len(result.matrix))) if vectors else None
+            self.orthogonality = orthogonality(result.basis)
+            self.eigenbasis = distill(result, self.rank, kept)
+            self._complete(operator, probes, sample)
+        except FloatingPointError:
+            self._diagnose(self._frozen(dataset)[0])
+            raise
+        self.product_seconds = operator.seconds
+        self._operator = operator if self.refine else None
+
+    def _iterate(
+        self, operator: FrozenCurvature, basis: Basis | Space, journal: Journal | None
     ) -> ArnoldiResult:
-        """The iteration over `frozen`, which is emptied: the host needs no copy."""
-        operator = FrozenCurvature(self.maps, self.model, frozen, self.l2, kind=self.curvature)
         parameters = self.maps.parameters
         progress = self._progress(
             "Hessian-vector products", min(self.num_iterations, parameters.size)
@@ -279,24 +380,156 @@ class Arnoldi(EncodingMethod):
         start = tf.random.stateless_normal(
             [parameters.size], [self.seed, 0], dtype=parameters.dtype
         )
-        try:
-            result = arnoldi(
-                product, start, self.num_iterations, seed=self.seed, basis=basis, journal=journal
-            )
-        except FloatingPointError:
-            self._diagnose(self._frozen(dataset)[0])
-            raise
+        result = arnoldi(
+            product, start, self.num_iterations, seed=self.seed, basis=basis, journal=journal
+        )
         progress.close()
-        self.product_seconds = operator.seconds
         return result
 
-    def _set_basis(self, result: ArnoldiResult, vectors: Basis | None = None) -> None:
-        self.asymmetry = result.asymmetry
-        self.orthogonality = orthogonality(result.basis)
-        self.eigenbasis = distill(result, self.rank, vectors)
+    def _probes(self, frozen: list[data.Batch]) -> np.ndarray | None:
+        """What the complement's constant is estimated from, [num_probes, p]."""
+        if self.complement is None:
+            return None
+        if self.complement == "trace":
+            signs = np.random.default_rng([self.seed, 2]).choice(
+                np.array([-1, 1], np.int8), [self.num_probes, self._size]
+            )
+            return signs.astype(self.maps.parameters.dtype.as_numpy_dtype)
+
+        def total(batches: list[data.Batch]) -> tf.Tensor:
+            return distribution.total(self.maps.gradient, batches, self.model)
+
+        return signed_sums(total, frozen, self.num_probes, self.seed)
+
+    def _sample(self, frozen: list[data.Batch]) -> np.ndarray | None:
+        """Gradients of training examples that the sketch is made of, [<= 4 sketch_size, p]."""
+        if self.complement is None or self.sketch_size == 0:
+            return None
+        num = sum(batch.num_examples for batch in frozen)
+        count = self._sample_size(num)
+        chosen = np.zeros(num, bool)
+        chosen[np.random.default_rng([self.seed, 3]).permutation(num)[:count]] = True
+        found, before = [], 0
+        for batch in frozen:
+            mine = chosen[before : before + batch.num_examples]
+            before += batch.num_examples
+            for row in np.flatnonzero(mine):
+                found.append((batch.ids[row : row + 1], batch.examples, [row]))
+        rows = []
+        for _, alike in itertools.groupby(found, lambda each: _shapes(each[1])):
+            each = list(alike)
+            for start in range(0, len(each), _SAMPLE_ROWS):
+                few = each[start : start + _SAMPLE_ROWS]
+                # Of one size, so that one graph serves.
+                padded = few + few[:1] * (_SAMPLE_ROWS - len(few))
+                examples = tf.nest.map_structure(
+                    lambda *leaves: np.concatenate(leaves),
+                    *(_taken(examples, row) for _, examples, row in padded),
+                )
+                ids = np.concatenate([ids for ids, _, _ in few])
+                weights = np.ones(len(padded), np.float32)
+                batch = data.Batch(examples, weights, ids)
+                rows.append(self._rows(self.maps.example_gradients, [batch], "gradient"))
+        return np.concatenate(rows)
+
+    def _sample_size(self, num: int) -> int:
+        """Four times the sketch, or twice where more is above the memory budget."""
+        parameters = self.maps.parameters
+        held = self._rows_in_budget(2 * parameters.size * parameters.dtype.size)
+        return min(num, max(2 * self.sketch_size, min(4 * self.sketch_size, held)))
+
+    def _complete(
+        self, operator: FrozenCurvature, probes: np.ndarray | None, sample: np.ndarray | None
+    ) -> None:
+        """The complement's constant, and the directions of it that an encoding has."""
+        self.complement_estimate, self._sketch = None, None
+        if probes is None:
+            return
+        basis = self._fitted_basis()
+        rest, coefficients = remainders(basis.vectors, probes)
+        image = operator.products(tf.convert_to_tensor(rest)).numpy() + self._damping * rest
+        if not np.isfinite(image).all():
+            raise FloatingPointError("A product of the curvature is not finite.")
+        # A penalty raises what is positive without it.
+        positive = not (basis.values < 0).any()
+        self.complement_estimate = measured(
+            coefficients,
+            rest,
+            image,
+            self._kept_inverses(),
+            self._damping,
+            self._damping + self.l2 if positive else 0.0,
+            1.0 / self._damping if self.complement == "damping" else None,
+        )
+        if sample is not None:
+            outside, _ = remainders(basis.vectors, sample)
+            self._sketch = principal(outside, self.sketch_size)
+
+    @property
+    def _constant(self) -> float:
+        return 0.0 if self.complement_estimate is None else self.complement_estimate.constant
+
+    @property
+    def _keeps_norms(self) -> bool:  # type: ignore[override]
+        return self.complement is not None
+
+    def _inverse_products(self, vectors: tf.Tensor) -> tf.Tensor:
+        if not self.refine:
+            return self._preconditioned(vectors)
+        operator = self._operator
+        assert operator is not None
+        found = conjugate_gradient(
+            lambda rows: operator.products(rows) + self._damping * rows,
+            vectors,
+            # Of residuals that rounding leaves: never met before the steps are done.
+            tolerance=float(np.finfo(vectors.dtype.as_numpy_dtype).eps),
+            max_iterations=self.refine + 1,
+            precondition=self._preconditioned,
+        )
+        if found.indefinite.any():
+            logging.warning(
+                "%d of %d queries met negative curvature (%.3g) and stopped refining there.",
+                int(found.indefinite.sum()),
+                len(found.indefinite),
+                found.curvatures.min(),
+            )
+        return found.vectors
+
+    def _preconditioned(self, vectors: tf.Tensor) -> tf.Tensor:
+        """The inverse by eigenbasis and constant: U diag(w - c) U'v + c v."""
+        basis = self._fitted_basis().vectors
+        rows = np.asarray(vectors)
+        inner = inside(basis, rows) * (self._kept_inverses() - self._constant)
+        products = combined(basis, inner, rows.dtype) + self._constant * rows
+        return tf.convert_to_tensor(products, vectors.dtype)
+
+    def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
+        if self.complement is None and not self.refine:
+            return EncodingMethod._scores(self, queries, train, steps)
+        return InverseMethod._scores(self, queries, train, steps)
+
+    def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
+        if self.refine:
+            return InverseMethod._self_influence(self, dataset, steps)
+        # Products with the eigenvectors, and norms, are all that the forms are made of.
+        return EncodingMethod._self_influence(self, dataset, steps)
+
+    def self_influence_of(self, encoded: np.ndarray) -> np.ndarray:
+        if not self._keeps_norms:
+            return super().self_influence_of(encoded)
+        weights = self._kept_inverses()
+        kept = np.square(encoded[:, : len(weights)], dtype=np.float64)
+        norms = encoded[:, -1].astype(np.float64)
+        forms = kept @ (weights - self._constant) + self._constant * norms
+        return (forms * self._per_train()).astype(np.float32)
 
     def _check_ready(self) -> None:
         self._check_fitted()
+        if self.refine and self._operator is None:
+            raise ValueError(
+                "`refine` computes with the training set itself, which is not saved with the "
+                "method: call `fit(train)` after loading, or set `refine` to 0."
+            )
 
     def _fitted_basis(self) -> Eigenbasis:
         if self.eigenbasis is None:
@@ -304,27 +537,34 @@ class Arnoldi(EncodingMethod):
         return self.eigenbasis
 
     def _direction_rows(self, start: int, stop: int) -> np.ndarray:
-        return self._fitted_basis().vectors[start:stop]
+        vectors = self._fitted_basis().vectors
+        kept = vectors.shape[0]
+        rows = []
+        if start < kept:
+            rows.append(vectors[start : min(stop, kept)])
+        if stop > kept and self._sketch is not None:
+            rows.append(self._sketch[max(start - kept, 0) : stop - kept])
+        return np.concatenate(rows)
 
     def _query_encoders(self) -> Iterator[Projector]:
         # Vectors that were too many for memory are so for a copy of them that is laid out.
         several = len(list(self._encoders())) > 1
         return self._encoders(keep=not (several and self._on_disk))
 
+    def _kept_inverses(self) -> np.ndarray:
+        """1 / (lambda_j + damping), and 0 for the pairs that are left out; float64 [rank]."""
+        epsilon = np.finfo(self.maps.parameters.dtype.as_numpy_dtype).eps
+        values = self._fitted_basis().values
+        return inverses(values, self._damping, self.negative_eigenvalues, epsilon)
+
     @property
     def metric(self) -> np.ndarray:
-        """1 / (lambda_j + damping), and 0 for the pairs that are left out; float64 [rank]."""
-        values = self._fitted_basis().values
-        # Beyond rounding of the largest, an eigenvalue is not told from zero, nor is its inverse.
-        epsilon = np.finfo(self.maps.parameters.dtype.as_numpy_dtype).eps
-        kept = np.abs(values) > 10 * epsilon * np.max(np.abs(values), initial=0.0)
-        if self.negative_eigenvalues == "drop":
-            kept &= values > 0
-        elif self.negative_eigenvalues == "absolute":
-            values = np.abs(values)
-        damped = values + self.damping
-        kept &= damped != 0
-        return np.divide(1.0, damped, out=np.zeros_like(damped), where=kept)
+        """Weights of an encoding's numbers: of the eigenvectors, the sketch, and the norm (0)."""
+        weights = self._kept_inverses()
+        if not self._keeps_norms:
+            return weights
+        sketched = 0 if self._sketch is None else len(self._sketch)
+        return np.concatenate([weights, np.full(sketched, self._constant), [0.0]])
 
     @property
     def negative_mass(self) -> float:
@@ -346,8 +586,7 @@ class Arnoldi(EncodingMethod):
         )
         yield (
             f"negative eigenvalues: {int((values < 0).sum())}, {self.negative_mass:.1%} of the "
-            f"magnitude ({self.negative_eigenvalues}); curvature {self.curvature}, "
-            f"damping {self.damping:g}, l2 {self.l2:g}"
+            f"magnitude ({self.negative_eigenvalues}); {self._system()}"
         )
         if self.asymmetry is not None:
             yield f"asymmetry of T: {self.asymmetry:.1e}"
@@ -359,25 +598,82 @@ class Arnoldi(EncodingMethod):
         if self.product_seconds is not None and self.fit_seconds:
             share = 1 - self.product_seconds / self.fit_seconds
             yield f"time outside of Hessian products: {share:.1%}"
+        yield from self._certificate()
+
+    def _certificate(self) -> Iterator[str]:
+        found = self.complement_estimate
+        if found is None:
+            yield "complement: none; what the kept eigenvectors leave out counts as zero"
+            yield (
+                "verdict: ranks and mislabeled examples; not the size of effects, for which pass "
+                "`complement='rayleigh'`"
+            )
+            return
+        yield (
+            f"complement ({self.complement}): {found.constant:.4g} +- {found.error:.2g}, for "
+            f"{found.share:.1%} of the gradients' squared length"
+            + ("; clipped, for curvature that is not positive" if found.clipped else "")
+        )
+        if self.refine:
+            yield f"refined by {self.refine} steps of conjugate gradients for each query"
+        if not np.isfinite(found.upper) or found.lower <= 0:
+            yield "error of a quadratic form: not bounded; the curvature may be negative there"
+            yield "verdict: an estimate without a bound; compare with ConjugateGradient"
+            return
+        low = found.lower / found.estimate - 1 if found.estimate else 0.0
+        high = found.upper / found.estimate - 1 if found.estimate else 0.0
+        yield (
+            f"exact quadratic form of training gradients: between {low:+.1%} and {high:+.1%} of "
+            "the estimate, for eigenpairs that have converged"
+        )
+        if high < 0.1:
+            yield "verdict: as good as the exact inverse"
+        elif high < 1:
+            yield "verdict: close to the exact inverse; `refine=2` or a larger rank closes the rest"
+        else:
+            yield (
+                "verdict: the bound is loose (a small damping allows large inverses that nothing "
+                "here rules out); `refine=2`, a larger rank or ConjugateGradient would tell"
+            )
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "rank": self.rank,
             "num_iterations": self.num_iterations,
-            "damping": self.damping,
-            "curvature": self.curvature,
-            "l2": self.l2,
+            "complement": self.complement,
+            "num_probes": self.num_probes,
+            "sketch_size": self.sketch_size,
+            "refine": self.refine,
             "negative_eigenvalues": self.negative_eigenvalues,
-            "num_examples": self.num_examples,
-            "seed": self.seed,
             "basis": self.basis,
             "basis_dtype": self.basis_dtype,
         }
 
     def _state(self) -> dict[str, np.ndarray]:
-        return {} if self.eigenbasis is None else self.eigenbasis._asdict()
+        if self.eigenbasis is None:
+            return {}
+        arrays = {**super()._state(), **self.eigenbasis._asdict()}
+        if self.complement_estimate is not None:
+            arrays["complement"] = np.array(self.complement_estimate, np.float64)
+        if self._sketch is not None:
+            arrays["sketch"] = self._sketch
+        return arrays
 
     def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
-        if arrays:
-            self.eigenbasis = Eigenbasis(**arrays)
+        super()._set_state(arrays)
+        if not arrays:
+            return
+        self.eigenbasis = Eigenbasis(*(arrays[name] for name in Eigenbasis._fields))
+        if "complement" in arrays:
+            found = Complement._make(arrays["complement"].tolist())
+            self.complement_estimate = found._replace(clipped=bool(found.clipped))
+        self._sketch = arrays.get("sketch")
+
+
+def _taken(examples: Any, rows: Any) -> Any:
+    return tf.nest.map_structure(lambda leaf: np.asarray(leaf)[rows], examples)
+
+
+def _shapes(examples: Any) -> list[tuple[int, ...]]:
+    return [np.shape(leaf)[1:] for leaf in tf.nest.flatten(examples)]

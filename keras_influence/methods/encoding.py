@@ -2,11 +2,13 @@
 
 import abc
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from keras_influence import data
 from keras_influence.gradients import LossMaps, Projector
 from keras_influence.methods.base import InfluenceMethod
 from keras_influence.methods.scoring import Steps
@@ -21,6 +23,8 @@ class EncodingMethod(InfluenceMethod):
     """
 
     rank: int
+    # Whether an encoding ends with |grad l(x)|^2, which no product of encodings counts.
+    _keeps_norms: bool = False
 
     @abc.abstractmethod
     def _direction_rows(self, start: int, stop: int) -> Any:
@@ -31,7 +35,7 @@ class EncodingMethod(InfluenceMethod):
         parameters = self.maps.parameters
         rows = self._rows_in_budget(parameters.size * parameters.dtype.size)
         # An iteration may have found fewer directions than it was asked for.
-        count = len(self.metric)
+        count = len(self.metric) - self._keeps_norms
         # Blocks of one size, so that one graph serves nearly all.
         rows = -(-count // -(-count // rows))
         for start in range(0, count, rows):
@@ -42,9 +46,11 @@ class EncodingMethod(InfluenceMethod):
 
     def _encoding_work(self, job: Job, load: Load, held: float = 0.0) -> Iterator[Work]:
         """Of `encode`; `held` are bytes of the directions where they lie."""
-        count = min(self.rank, job.size)
+        count = self._num_directions(job)
         passes, size = blocks(count, self._rows_in_budget(job.vector_bytes))
-        encoded = load.num_examples * count * float(self.maps.parameters.dtype.size)
+        encoded = (
+            load.num_examples * (count + self._keeps_norms) * float(self.maps.parameters.dtype.size)
+        )
         yield Work(
             f"laying out {size:,} directions",
             self._layout(job, size),
@@ -56,10 +62,21 @@ class EncodingMethod(InfluenceMethod):
         yield Work(
             f"projections on {size:,} directions",
             job.projection(load, size),
-            passes * load.num_batches,
+            (passes - self._keeps_norms) * load.num_batches,
             host=held + 2 * encoded,
             device=size * job.vector_bytes,
         )
+        if self._keeps_norms:
+            yield Work(
+                f"projections on {size:,} directions, and norms",
+                job.projection(load, size, with_norms=True),
+                load.num_batches,
+                host=held + 2 * encoded,
+                device=size * job.vector_bytes,
+            )
+
+    def _num_directions(self, job: Job) -> int:
+        return min(self.rank, job.size)
 
     def _layout(self, job: Job, count: int) -> Unit:
         """Some directions are laid out."""
@@ -88,29 +105,42 @@ class EncodingMethod(InfluenceMethod):
     @property
     @abc.abstractmethod
     def metric(self) -> np.ndarray:
-        """Weights of the coordinates' products, float64 [rank]."""
+        """Weights of the coordinates' products, float64 [d]."""
 
     def _query_encoders(self) -> Iterator[Projector]:
         """For examples that come a few at a time: what is laid out once serves all of them."""
         return self._encoders()
 
     def encode(self, dataset: Any) -> np.ndarray:
-        """<grad l(x), u_j> of every example: [N, rank], float32 (float64 for a float64 model)."""
+        """<grad l(x), u_j> of every example: [N, d], float32 (float64 for a float64 model)."""
         self._check_ready()
         return self._encoded(self.maps, dataset, Steps())
 
     def _encoded(self, maps: LossMaps, dataset: Any, steps: Steps) -> np.ndarray:
+        blocks = []
+        for number, (function, encoder) in enumerate(self._passes(maps, list(self._encoders()))):
+            within = steps.within(f"directions{number}")
+            blocks.append(self._gather(function, dataset, "encoding", encoder.directions, within))
+        return np.concatenate(blocks, axis=1)
+
+    def _encoded_rows(self, batches: Sequence[data.Batch], encoders: list[Projector]) -> np.ndarray:
+        """Encodings of a few batches."""
         blocks = [
-            self._gather(
-                maps.project,
-                dataset,
-                "encoding",
-                each.directions,
-                steps.within(f"directions{number}"),
-            )
-            for number, each in enumerate(self._encoders())
+            self._rows(function, batches, "encoding", encoder.directions)
+            for function, encoder in self._passes(self.maps, encoders)
         ]
         return np.concatenate(blocks, axis=1)
+
+    def _passes(
+        self, maps: LossMaps, encoders: list[Projector]
+    ) -> Iterator[tuple[Callable[..., tf.Tensor], Projector]]:
+        """What gives each block of an encoding's numbers; the last one the norms as well."""
+        for number, encoder in enumerate(encoders):
+            last = number == len(encoders) - 1
+            yield (
+                maps.project_with_norms if last and self._keeps_norms else maps.project,
+                encoder,
+            )
 
     def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
         weights = self.metric * self._per_train()

@@ -248,16 +248,23 @@ class InverseMethod(DirectionMethod):
 
     def _begin(self, dataset: Any) -> tuple[FrozenCurvature, int]:
         """The curvature over the frozen examples, and the number of all; settles the damping."""
-        frozen, num_train = data.freeze(dataset, self.batch_size, self.num_examples, self.seed)
-        operator = FrozenCurvature(
-            self.maps, self.model, frozen, self.l2, self.memory_budget, self.curvature
-        )
+        frozen, num_train = self._frozen(dataset)
+        operator = self._operator_over(frozen)
         try:
             self._settle_damping(operator)
         except FloatingPointError:
-            self._diagnose(data.freeze(dataset, self.batch_size, self.num_examples, self.seed)[0])
+            self._diagnose(self._frozen(dataset)[0])
             raise
         return operator, num_train
+
+    def _frozen(self, dataset: Any) -> tuple[list[data.Batch], int]:
+        return data.freeze(dataset, self.batch_size, self.num_examples, self.seed)
+
+    def _operator_over(self, frozen: list[data.Batch]) -> FrozenCurvature:
+        """Over `frozen`, which is emptied: the host needs no copy."""
+        return FrozenCurvature(
+            self.maps, self.model, frozen, self.l2, self.memory_budget, self.curvature
+        )
 
     def _settle_damping(self, operator: FrozenCurvature) -> None:
         if not isinstance(self.damping, str):

@@ -36,13 +36,17 @@ def combined(vectors: Any, coefficients: np.ndarray, dtype: Any) -> np.ndarray:
 def remainders(vectors: Any, rows: Any) -> tuple[np.ndarray, np.ndarray]:
     """The rows without their part in the span, [k, p], and the coefficients of that [k, rank].
 
-    Subtracted twice, so that rounding leaves nothing of the span.
+    Subtracted twice, so that rounding leaves nothing of the span; what is left is zero where it is
+    rounding itself.
     """
     rows = np.array(rows)
+    noise = 10 * np.finfo(rows.dtype).eps * np.sqrt(rows.shape[1])
+    lengths = np.linalg.norm(rows, axis=1)
     first = inside(vectors, rows)
     rows -= combined(vectors, first, rows.dtype)
     second = inside(vectors, rows)
     rows -= combined(vectors, second, rows.dtype)
+    rows[np.linalg.norm(rows, axis=1) <= noise * lengths] = 0
     return rows, first + second
 
 

@@ -182,29 +182,33 @@ class Job:
             name,
         )
 
-    def projection(self, load: Load, count: int, directions: Any = None) -> Unit:
+    def projection(
+        self, load: Load, count: int, directions: Any = None, with_norms: bool = False
+    ) -> Unit:
         """One batch is projected on `count` directions, which are laid out.
 
         Args:
+            with_norms: by `project_with_norms`.
             directions: batch of examples -> `Directions`, made once; those of the right shape by
                 default.
         """
         method = self.method
+        name = "project_with_norms" if with_norms else "project"
 
         def prepare() -> Callable[[], Any]:
             if directions is None:
                 made = method.maps.prepare(self.vectors(count), load.sample[0].examples)
             else:
                 made = directions()
-            project = method.maps.project
+            project = getattr(method.maps, name)
             return lambda: method._rows(project, load.sample, "projection", lambda _: made)
 
         return Unit(
-            ("project", load.batch_size, count, directions is None),
+            (name, load.batch_size, count, directions is None),
             prepare,
             len(load.sample),
             lambda: self._projection_flops(load, count, directions is not None),
-            "project",
+            name,
         )
 
     def layout(self, count: int, rows: Callable[[], Any] | None = None) -> Unit:

@@ -12,7 +12,9 @@ from tests.conformance.methods_test import GOLDENS
 
 MAPS = (
     "curvature",
+    "gradient",
     "project",
+    "project_with_norms",
     "squared_norms",
     "example_gradients",
     "gradient_directions",

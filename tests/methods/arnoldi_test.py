@@ -25,7 +25,7 @@ def _gradients(examples, weights):
 
 def test_full_rank_least_squares_is_exact():
     model, train, queries, weights = _least_squares()
-    arnoldi = ki.Arnoldi(model, rank=10, num_iterations=10).fit(train)
+    arnoldi = ki.Arnoldi(model, rank=10, num_iterations=10, damping=0.0).fit(train)
     hessian = 2 * train[0].T @ train[0] / 100
     basis = arnoldi.eigenbasis
     np.testing.assert_allclose(
@@ -53,7 +53,7 @@ def test_low_rank_keeps_the_largest_eigenvalues():
     model, train, queries, weights = _least_squares()
     values, vectors = np.linalg.eigh(2 * train[0].T @ train[0] / 100)
     top, values = vectors[:, -3:], values[-3:]
-    arnoldi = ki.Arnoldi(model, rank=3, num_iterations=10).fit(train)
+    arnoldi = ki.Arnoldi(model, rank=3, num_iterations=10, damping=0.0, complement=None).fit(train)
     np.testing.assert_allclose(arnoldi.eigenbasis.values, values[::-1], rtol=1e-10)
     expected = (_gradients(queries, weights) @ top / values) @ (_gradients(train, weights) @ top).T
     np.testing.assert_allclose(arnoldi.scores(queries, train), expected / 100, rtol=1e-5, atol=1e-9)
@@ -65,7 +65,7 @@ def test_full_order_rebuilds_the_hessian_of_an_mlp(batch_size):
     x, y = cases.vectors(32, 3, 2, dtype="float64")
     hessian = cases.dense_hessian(model, cases.cross_entropy, x, y)
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
-    arnoldi = ki.Arnoldi(model, rank=44, num_iterations=44).fit(dataset)
+    arnoldi = ki.Arnoldi(model, rank=44, num_iterations=44, damping=0.0).fit(dataset)
     values, vectors, _ = arnoldi.eigenbasis
     np.testing.assert_allclose(vectors.T @ np.diag(values) @ vectors, hessian, atol=1e-7)
 
@@ -86,7 +86,14 @@ def test_negative_eigenvalues(capsys):
     # <g, u>^2 / lambda is 1 / -1 for the negative pair, and 4 / 2 for the other.
     for mode, expected in (("drop", 2.0), ("keep", 1.0), ("absolute", 3.0)):
         arnoldi = ki.Arnoldi(
-            model, 2, 2, loss=loss, negative_eigenvalues=mode, scale="raw", num_examples=2
+            model,
+            2,
+            2,
+            loss=loss,
+            negative_eigenvalues=mode,
+            scale="raw",
+            num_examples=2,
+            damping=0.0,
         ).fit(train)
         np.testing.assert_allclose(arnoldi.self_influence(train), expected, rtol=1e-5)
     np.testing.assert_allclose(arnoldi.eigenbasis.values, [2, -1], rtol=1e-5)

@@ -29,6 +29,12 @@ def problem():
 
 METHODS = {
     "exact": (lambda model, l2: ki.ExactInfluence(model, damping=DAMPING, l2=l2), 1e-10),
+    # All 27 directions: what is left of a gradient is rounding.
+    "arnoldi": (lambda model, l2: ki.Arnoldi(model, 26, 26, damping=DAMPING, l2=l2), 1e-8),
+    "arnoldi, refined": (
+        lambda model, l2: ki.Arnoldi(model, 5, 20, damping=DAMPING, l2=l2, refine=30),
+        1e-8,
+    ),
     "conjugate gradients": (
         lambda model, l2: ki.ConjugateGradient(model, 1e-11, damping=DAMPING, l2=l2),
         1e-8,

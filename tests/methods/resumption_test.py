@@ -25,6 +25,7 @@ def _problem(seed=0):
 
 
 def _method(model, **kwargs):
+    kwargs = {"complement": None, "damping": 0.0, **kwargs}
     return ki.Arnoldi(model, rank=4, num_iterations=STEPS, batch_size=8, verbose=0, **kwargs)
 
 
@@ -89,7 +90,15 @@ def test_a_fit_goes_on_to_the_same_bits(tmp_path, place, done, dtype):
     _same_scores = loaded.scores(train, train)
     np.testing.assert_array_equal(_same_scores, whole.scores(train, train))
     names = sorted(os.listdir(tmp_path / "1"))
-    assert names == [".lock", "fit.json", "manifest.json", "residuals", "values", "vectors"]
+    assert names == [
+        ".lock",
+        "fit.json",
+        "manifest.json",
+        "residuals",
+        "used_damping",
+        "values",
+        "vectors",
+    ]
 
 
 def test_the_disk_agrees_with_memory(tmp_path):

@@ -21,7 +21,7 @@ def test_removing_the_top_proponent_raises_the_loss_as_predicted():
     model = cases.linear_regression(6)
     weights = _ridge(x, y)
     cases.set_weights(model, weights)
-    arnoldi = ki.Arnoldi(model, rank=6, num_iterations=6, l2=L2).fit((x, y))
+    arnoldi = ki.Arnoldi(model, rank=6, num_iterations=6, damping=0.0, l2=L2).fit((x, y))
     scores = arnoldi.scores(queries, (x, y))
     top = ki.InfluenceScorer(arnoldi, k=1).index((x, y))(queries)
     for q in range(8):
@@ -51,7 +51,7 @@ def test_a_duplicate_of_the_query_and_its_contradiction():
     model = cases.linear_regression(6)
     weights = _ridge(x, y)
     cases.set_weights(model, weights)
-    arnoldi = ki.Arnoldi(model, rank=6, num_iterations=6, l2=L2).fit((x, y))
+    arnoldi = ki.Arnoldi(model, rank=6, num_iterations=6, damping=0.0, l2=L2).fit((x, y))
     top = ki.InfluenceScorer(arnoldi, k=1).index((x, y))(query)
     assert int(top.proponents.ids[0, 0]) == 0
     assert int(top.opponents.ids[0, 0]) == 1
