@@ -34,6 +34,7 @@ setuptools.setup(
     package_data={"keras_influence": ["py.typed"]},
     install_requires=[
         "absl-py>=2.1",
+        "joblib>=1.2",
         "keras>=3.15",
         "ml_dtypes>=0.4",
         "numpy>=1.26",

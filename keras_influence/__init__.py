@@ -14,9 +14,11 @@ from keras_influence import (
 from keras_influence.methods import (
     Arnoldi,
     ConjugateGradient,
+    Datamodels,
     ExactInfluence,
     GradientDot,
     LiSSA,
+    Memorization,
     RandomProjection,
     TracIn,
 )
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Arnoldi",
     "ConjugateGradient",
+    "Datamodels",
     "ExactInfluence",
     "FaissFlat",
     "FaissIVF",
@@ -41,6 +44,7 @@ __all__ = [
     "InfluenceScorer",
     "Influences",
     "LiSSA",
+    "Memorization",
     "RandomProjection",
     "TopExamples",
     "TracIn",
