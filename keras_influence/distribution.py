@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_influence import steps
 from keras_influence.data import Batch
 
 # What collectives raise when a worker is gone, or has restarted; a failure of the model's own code
@@ -39,15 +40,17 @@ class WorkerLostError(RuntimeError):
 
 
 class Placed(NamedTuple):
-    """A batch on the devices of the replicas in this process.
+    """A batch, or a stack of them, on the devices.
 
     Attributes:
-        examples: as in `Batch`, of distributed values: each replica's slice.
-        weights: as in `Batch`, likewise.
+        examples: as in `Batch`, or [steps, B, ...]; under a strategy of distributed values: the
+            slice of each replica in this process.
+        weights: likewise.
         ids: int64 [n], positions in the dataset of the n examples of all replicas.
         rows: positions in the batch of the examples of this process's replicas, in order.
-        size: examples of all replicas, padding included.
+        size: examples of all replicas in one batch, padding included.
         checksum: of the bytes of the whole batch; 0 where no other process has it too.
+        count: batches of a stack, each replica's copy; None where it is one batch and no stack.
     """
 
     examples: Any
@@ -56,6 +59,7 @@ class Placed(NamedTuple):
     rows: np.ndarray
     size: int
     checksum: int
+    count: Any = None
 
     @property
     def num_examples(self) -> int:
@@ -88,6 +92,7 @@ def gather(
     model: keras.Model,
     operands: Callable[[Any], Any] | None = None,
     check: Callable[[Batch, np.ndarray], None] | None = None,
+    steps_per_execution: int = 1,
 ) -> np.ndarray:
     """Rows of `function(examples)` for every example, in order, without the padding's.
 
@@ -99,6 +104,7 @@ def gather(
             is copied to the devices when it is another object than for the batch before.
         check: (batch, rows [n, ...]) -> raises FloatingPointError for rows that are not finite. On
             several workers each sees the rows that it computed, and zeros for the others.
+        steps_per_execution: batches that one execution goes through; see `steps`.
 
     Raises:
         FloatingPointError: by `check`, on every worker.
@@ -108,39 +114,53 @@ def gather(
     strategy = strategy_of(model)
     rows = []
     if strategy is None:
-        for batch in batches:
-            beside = () if operands is None else (operands(batch.examples),)
-            found = np.asarray(function(batch.examples, *beside))[: batch.num_examples]
-            if check is not None:
-                check(batch, found)
-            rows.append(found)
+        for group in steps.groups(batches, steps_per_execution):
+            beside = () if operands is None else (operands(group[0].examples),)
+            if steps_per_execution == 1:
+                results = np.asarray(function(group[0].examples, *beside))[np.newaxis]
+            else:
+                examples, count = _stack(group, steps_per_execution)[::2]
+                results = np.asarray(steps.listed(function)(examples, count, *beside))
+            for batch, result in zip(group, results, strict=False):
+                found = result[: batch.num_examples]
+                if check is not None:
+                    check(batch, found)
+                rows.append(found)
         return np.concatenate(rows)
 
     last: Any = None
     placed_beside: tuple[Any, ...] = ()
     tally = _Tally(strategy)
     failure: FloatingPointError | None = None
-    for batch in batches:
-        placed = _place(strategy, batch)
+    for group in steps.groups(batches, steps_per_execution):
+        placed = _place(strategy, group, steps_per_execution)
         tally.add(placed)
         if operands is not None:
-            now = operands(batch.examples)
+            now = operands(group[0].examples)
             if now is not last:
                 last, placed_beside = now, (copies(strategy, now),)
-        result = _run(strategy, function, placed.examples, *placed_beside)
-        own = np.concatenate([np.asarray(v) for v in strategy.experimental_local_results(result)])
-        found = np.zeros((placed.size, *own.shape[1:]), own.dtype)
-        found[placed.rows] = own
-        found = found[: batch.num_examples]
-        if check is not None and failure is None:
-            try:
-                check(batch, found)
-            except FloatingPointError as error:
-                if not several_workers(strategy):
-                    raise
-                # The others wait for this one where results are exchanged.
-                failure = error
-        rows.append(found)
+        result = _run(strategy, *_of_stack(steps.listed, function, placed), *placed_beside)
+        # [steps, rows of this process's replicas, ...]
+        own = np.concatenate(
+            [
+                np.asarray(part) if placed.count is not None else np.asarray(part)[np.newaxis]
+                for part in strategy.experimental_local_results(result)
+            ],
+            axis=1,
+        )
+        for batch, own_rows in zip(group, own, strict=False):
+            found = np.zeros((placed.size, *own.shape[2:]), own.dtype)
+            found[placed.rows] = own_rows
+            found = found[: batch.num_examples]
+            if check is not None and failure is None:
+                try:
+                    check(batch, found)
+                except FloatingPointError as error:
+                    if not several_workers(strategy):
+                        raise
+                    # The others wait for this one where results are exchanged.
+                    failure = error
+            rows.append(found)
     if not several_workers(strategy):
         return np.concatenate(rows)
     failures = tally.agree(failure is not None)
@@ -180,15 +200,17 @@ def total(
     result = None
     if strategy is None:
         for batch in batches:
-            part = function(batch.examples, *operands, batch.weights)
+            looped, *arguments = _of_stack(steps.summed, function, batch)
+            part = looped(*arguments, *operands, batch.weights)
             result = part if result is None else result + part
     else:
         tally = _Tally(strategy)
         beside = copies(strategy, operands)
         for batch in batches:
-            placed = batch if isinstance(batch, Placed) else _place(strategy, batch)
+            placed = batch if isinstance(batch, Placed) else _place(strategy, [batch])
             tally.add(placed)
-            part = _run(strategy, function, placed.examples, *beside, placed.weights)
+            looped = _of_stack(steps.summed, function, placed)
+            part = _run(strategy, *looped, *beside, placed.weights)
             result = part if result is None else _run(strategy, _add, result, part)
         if several_workers(strategy):
             tally.agree()
@@ -212,18 +234,51 @@ def replica_number() -> Any:
     return tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
-def place(batches: Iterable[Batch], model: keras.Model) -> list[Any]:
-    """The batches as tensors on the devices that `total` will use them on, once for many sums."""
+def place(batches: Iterable[Batch], model: keras.Model, steps_per_execution: int = 1) -> list[Any]:
+    """The batches as tensors on the devices that `total` will use them on, once for many sums.
+
+    Args:
+        batches: the same in every process.
+        model: whose strategy they are placed for.
+        steps_per_execution: batches that `total` goes through in one execution; see `steps`.
+    """
     strategy = strategy_of(model)
-    if strategy is None:
-        return [
-            batch._replace(
-                examples=tf.nest.map_structure(tf.convert_to_tensor, batch.examples),
-                weights=tf.convert_to_tensor(batch.weights),
-            )
-            for batch in batches
-        ]
-    return [_place(strategy, batch) for batch in batches]
+    batches = list(batches)
+    # As few executions as can be, and stacks as even as can be.
+    executions = -(-len(batches) // steps_per_execution)
+    size = -(-len(batches) // executions) if batches else 1
+    found = list(steps.groups(batches, size))
+    if strategy is not None:
+        return [_place(strategy, group, size) for group in found]
+    placed = []
+    for group in found:
+        if size == 1:
+            (batch,) = group
+            examples, weights, count = batch.examples, batch.weights, None
+        else:
+            examples, weights, count = _stack(group, size)
+        examples, weights = tf.nest.map_structure(tf.convert_to_tensor, (examples, weights))
+        ids = np.concatenate([batch.ids for batch in group])
+        rows = len(group[0].weights)
+        placed.append(Placed(examples, weights, ids, np.arange(rows), rows, 0, count))
+    return placed
+
+
+def _stack(group: list[Batch], size: int) -> tuple[Any, Any, tf.Tensor]:
+    examples = steps.stacked([batch.examples for batch in group], size)
+    weights = steps.stacked([batch.weights for batch in group], size)
+    return examples, weights, tf.constant(len(group))
+
+
+def _of_stack(
+    loop: Callable[[Callable[..., Any]], Callable[..., Any]],
+    function: Callable[..., Any],
+    batch: Batch | Placed,
+) -> tuple[Any, ...]:
+    """What is called for a batch, or for a stack of them, and its first arguments."""
+    if isinstance(batch, Placed) and batch.count is not None:
+        return loop(function), batch.examples, batch.count
+    return function, batch.examples
 
 
 def everywhere(function: Callable[..., Any], model: keras.Model, *arguments: Any) -> Any:
@@ -305,22 +360,25 @@ def _run(strategy: tf.distribute.Strategy, function: Callable[..., Any], *argume
     return runners[strategy](*arguments)
 
 
-def _place(strategy: tf.distribute.Strategy, batch: Batch) -> Placed:
+def _place(strategy: tf.distribute.Strategy, group: list[Batch], size: int = 1) -> Placed:
+    """A batch, or a stack of some of one shape."""
     replicas = strategy.num_replicas_in_sync
-    each = -(-len(batch.weights) // replicas)
-    size = each * replicas
-    arrays = tf.nest.map_structure(np.asarray, (batch.examples, batch.weights))
-    examples, weights = arrays
+    length = len(group[0].weights)
+    each = -(-length // replicas)
+    arrays = [tf.nest.map_structure(np.asarray, (batch.examples, batch.weights)) for batch in group]
     mine: list[np.ndarray] = []
 
     def one_slice(replica: int) -> tuple[Any, ...]:
         rows = np.arange(replica * each, (replica + 1) * each)
         mine.append(rows)
-        real = rows < len(weights)
+        real = rows < length
         # Beyond the batch, copies of its first example, of weight 0.
         taken = np.where(real, rows, 0)
-        cut = tf.nest.map_structure(lambda array: array[taken], examples)
-        return (*cut, np.where(real, weights[taken], 0).astype(weights.dtype))
+        cuts = []
+        for examples, weights in arrays:
+            cut = tf.nest.map_structure(lambda array: array[taken], examples)
+            cuts.append((*cut, np.where(real, weights[taken], 0).astype(weights.dtype)))
+        return cuts[0] if size == 1 else steps.stacked(cuts, size)
 
     *cut, weights_cut = per_replica(strategy, one_slice)
     checksum = 0
@@ -329,7 +387,15 @@ def _place(strategy: tf.distribute.Strategy, batch: Batch) -> Placed:
             # The bytes of an array of strings are addresses.
             text = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
             checksum = zlib.crc32(text, checksum)
-    return Placed(tuple(cut), weights_cut, batch.ids, np.concatenate(mine), size, checksum)
+    return Placed(
+        tuple(cut),
+        weights_cut,
+        np.concatenate([batch.ids for batch in group]),
+        np.concatenate(mine),
+        each * replicas,
+        checksum,
+        None if size == 1 else copies(strategy, tf.constant(len(group))),
+    )
 
 
 def per_replica(strategy: tf.distribute.Strategy, make: Callable[[int], Any]) -> Any:

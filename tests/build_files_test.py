@@ -21,6 +21,7 @@ FLOORS = (
     "linalg",
     "gradients",
     "data",
+    "steps",
     "distribution",
     "replicas",
     "storage",

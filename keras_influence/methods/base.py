@@ -25,6 +25,7 @@ from keras_influence.methods.coverage_report import coverage_lines
 from keras_influence.methods.planned import Planned
 from keras_influence.methods.progress import Progress
 from keras_influence.methods.scoring import Steps, resumable
+from keras_influence.steps import check_steps
 
 SCALES = ("loss", "raw")
 
@@ -43,6 +44,8 @@ class InfluenceMethod(Planned, abc.ABC):
         sequence_reduction: `"mean"` or `"sum"` of a sequence's token losses.
         batch_size: examples computed together; defaults to the dataset's own batch size. It changes
             speed and memory, and no score beyond rounding.
+        steps_per_execution: batches that one execution goes through on the device, as in
+            `model.compile`: more of them where a batch takes the device less time than the host.
         memory_budget: bytes that directions in parameter space (eigenvectors, random directions,
             gradients of queries) may take at once; what does not fit is done in several passes.
         measurement: what of a query is explained: `"loss"`, or a classifier's `"margin"`
@@ -75,6 +78,7 @@ class InfluenceMethod(Planned, abc.ABC):
         variables: Variables = None,
         sequence_reduction: str = "mean",
         batch_size: int | None = None,
+        steps_per_execution: int = 1,
         memory_budget: float = 512 * 2**20,
         measurement: Measurement = "loss",
         contraction: Contraction | None = None,
@@ -94,7 +98,9 @@ class InfluenceMethod(Planned, abc.ABC):
             self.query_maps = LossMaps(model, measured, variables, sequence_reduction, contraction)
         if memory_budget <= 0:
             raise ValueError(f"`memory_budget` must be above zero. Received: {memory_budget}.")
+        check_steps(steps_per_execution)
         self.batch_size = batch_size
+        self.steps_per_execution = steps_per_execution
         self.memory_budget = memory_budget
         self.scale = scale
         self.verbose = verbose
@@ -262,6 +268,7 @@ class InfluenceMethod(Planned, abc.ABC):
             "variables": [i for i, v in enumerate(self.model.variables) if id(v) in mine],
             "sequence_reduction": self.maps.loss.sequence_reduction,
             "batch_size": self.batch_size,
+            "steps_per_execution": self.steps_per_execution,
             "memory_budget": self.memory_budget,
             "measurement": _serialized_loss(self.measurement),
             "contraction": self.maps.contraction.get_config(),
@@ -384,7 +391,9 @@ class InfluenceMethod(Planned, abc.ABC):
             if progress is not None:
                 progress.add(1)
 
-        return distribution.gather(function, batches, self.model, operands, check)
+        return distribution.gather(
+            function, batches, self.model, operands, check, self.steps_per_execution
+        )
 
     def _check_finite(self, rows: Any, batch: data.Batch, what: str) -> None:
         rows = np.asarray(rows)[: batch.num_examples].reshape(batch.num_examples, -1)

@@ -25,6 +25,7 @@ class FrozenCurvature:
         l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective.
         budget: bytes that the tensors of several products at once may take.
         kind: one of `gradients.CURVATURES`.
+        steps_per_execution: batches that one execution goes through.
 
     Attributes:
         num_examples: n.
@@ -41,6 +42,7 @@ class FrozenCurvature:
         l2: float = 0.0,
         budget: float = 512 * 2**20,
         kind: str = "hessian",
+        steps_per_execution: int = 1,
     ):
         self.num_examples = sum(batch.num_examples for batch in frozen)
         self.size = maps.parameters.size
@@ -59,7 +61,7 @@ class FrozenCurvature:
             for leaf in tf.nest.flatten(batch.examples)
         )
         self._completed = functools.partial(self._complete)
-        self._batches = distribution.place(frozen, model)
+        self._batches = distribution.place(frozen, model, steps_per_execution)
         frozen.clear()
 
     def __call__(self, vector: Any) -> tf.Tensor:

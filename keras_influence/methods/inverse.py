@@ -240,7 +240,9 @@ class InverseMethod(DirectionMethod):
     def _summed_gradient(self, examples: Any) -> np.ndarray:
         batches = list(data.batches(examples, self.batch_size))
         total = distribution.total(
-            self.maps.gradient, distribution.place(batches, self.model), self.model
+            self.maps.gradient,
+            distribution.place(batches, self.model, self.steps_per_execution),
+            self.model,
         ).numpy()
         if not np.isfinite(total).all():
             self._diagnose(batches)
@@ -263,7 +265,13 @@ class InverseMethod(DirectionMethod):
     def _operator_over(self, frozen: list[data.Batch]) -> FrozenCurvature:
         """Over `frozen`, which is emptied: the host needs no copy."""
         return FrozenCurvature(
-            self.maps, self.model, frozen, self.l2, self.memory_budget, self.curvature
+            self.maps,
+            self.model,
+            frozen,
+            self.l2,
+            self.memory_budget,
+            self.curvature,
+            self.steps_per_execution,
         )
 
     def _settle_damping(self, operator: FrozenCurvature) -> None:

@@ -96,17 +96,25 @@ def golden_results(new_scope, inside=False, run=None, names=GOLDENS):
     return found
 
 
-def device_results(new_scope, place="device"):
-    """What Arnoldi gives with its vectors on the devices, and on the disk as well."""
+def looped_results(new_scope, place="device", steps=3):
+    """What Arnoldi gives with three of its four batches in one execution.
+
+    Args:
+        new_scope: see `golden_results`.
+        place: of its vectors; those on the devices are on the disk as well.
+        steps: batches in one execution.
+    """
+    train = cases.images(NUM_TRAIN)
     keras.utils.set_random_seed(0)
     with new_scope():
         model = cases.image_model()
-    arnoldi = ki.Arnoldi(model, 4, 12, l2=0.1, batch_size=6, basis=place)
-    arnoldi.fit(cases.images(NUM_TRAIN), tempfile.mkdtemp())
+    arnoldi = ki.Arnoldi(
+        model, 4, 12, l2=0.1, batch_size=6, basis=place, steps_per_execution=steps
+    ).fit(train, tempfile.mkdtemp() if place == "device" else None)
     assert arnoldi.orthogonality < 1e-6
     return {
-        "device: eigenvalues": arnoldi.eigenbasis.values,
-        "device: residuals": arnoldi.eigenbasis.residuals,
+        "looped: eigenvalues": arnoldi.eigenbasis.values,
+        "looped: self-influence": arnoldi.self_influence(train),
     }
 
 
@@ -224,8 +232,7 @@ def main(kind, output, replicas=1, inside=False, run=None, names=None, whole=Fal
         found |= document_results(strategy)
     elif whole:
         found |= mixed_results(strategy.scope)
-    if kind != "workers":
-        found |= device_results(strategy.scope)
+    found |= looped_results(strategy.scope, "host" if kind == "workers" else "device")
     errors = complaints(strategy.scope, worker)
     pathlib.Path(output).with_suffix(".json").write_text(json.dumps(errors))
     np.savez(output, **found)
