@@ -1,6 +1,5 @@
 """Influence on the dominant eigenvectors of the loss's Hessian."""
 
-import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -32,13 +31,20 @@ from keras_influence.methods.basis_place import (
     device_arguments,
     new_basis,
 )
-from keras_influence.methods.complement import COMPLEMENTS, Complement, measured
+from keras_influence.methods.complement import COMPLEMENTS, Complement
+from keras_influence.methods.completion import (
+    certificate,
+    complement_of,
+    completion_work,
+    sample_size,
+    sketch_of,
+)
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.encoding import EncodingMethod
 from keras_influence.methods.inverse import InverseMethod
 from keras_influence.methods.iteration_plan import iteration_work
 from keras_influence.methods.negative import check_negative, inverses
-from keras_influence.methods.outside import combined, inside, principal, remainders, signed_sums
+from keras_influence.methods.outside import combined, inside
 from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
     DurableBasis,
@@ -48,9 +54,6 @@ from keras_influence.methods.resumption import (
 )
 from keras_influence.methods.scoring import Steps
 from keras_influence.methods.work import Job, Load, Work
-
-# Gradients of the sketch's sample that are computed together.
-_SAMPLE_ROWS = 8
 
 
 class Arnoldi(InverseMethod, EncodingMethod):
@@ -81,7 +84,8 @@ class Arnoldi(InverseMethod, EncodingMethod):
             `"damping"`, 1 / damping, as if H were zero there; None, nothing. See `complement.py`.
         num_probes: random sums of gradients, or random vectors, that the constant is estimated
             from: a product with H each.
-        sketch_size: directions of the complement in an encoding; as many as `rank` by default.
+        sketch_size: directions of the complement in an encoding at most: half as many as gradients
+            that the memory budget holds, where that is less.
         refine: steps of conjugate gradients, preconditioned by the formula above, that `scores`,
             `self_influence` and `inverse_products` take for each gradient from there: `refine + 1`
             products with H for each block of them, for which the training set of `fit` is kept.
@@ -123,7 +127,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
         *,
         complement: str | None = "rayleigh",
         num_probes: int = 8,
-        sketch_size: int | None = None,
+        sketch_size: int = 100,
         refine: int = 0,
         negative_eigenvalues: str = "drop",
         basis: str | os.PathLike = "host",
@@ -146,7 +150,6 @@ class Arnoldi(InverseMethod, EncodingMethod):
             raise ValueError(
                 "`complement='damping'` is 1 / damping: pass a damping above zero. Received: 0."
             )
-        sketch_size = rank if sketch_size is None else sketch_size
         if num_probes < 2 or sketch_size < 0 or refine < 0:
             raise ValueError(
                 "`num_probes` must be at least 2, and `sketch_size` and `refine` not negative. "
@@ -249,34 +252,13 @@ class Arnoldi(InverseMethod, EncodingMethod):
         return num_train
 
     def _fit_work(self, job: Job) -> Iterator[Work]:
+        yield from self._begin_work(job)
         place = self.basis if self._on_disk else None
-        frozen, probes = job.frozen(self.num_examples), self.num_probes
-        held = 2 * probes * job.vector_bytes
-        if self.complement == "rayleigh":
-            unit = job.rows("gradient", frozen, self.maps)
-            yield Work("sums of gradients", unit, probes * frozen.num_batches, host=held)
-        if self.complement is not None and self.sketch_size:
-            count = self._sample_size(frozen.num_examples)
-            sample = frozen.cut(_SAMPLE_ROWS).first(count)
-            unit = job.rows("example_gradients", sample, self.maps)
-            held += count * job.vector_bytes
-            yield Work("gradients for the sketch", unit, sample.num_batches, host=held)
-        for work in self._begin_work(job):
-            if work.hessian_products:
-                yield work._replace(host=work.host + held)
-        for work in iteration_work(
+        yield from iteration_work(
             job, self.num_iterations, self.rank, self.num_examples, place, self.memory_budget
-        ):
-            yield work._replace(host=work.host + held)
+        )
         if self.complement is not None:
-            yield Work(
-                "products for the complement",
-                job.products(frozen, probes),
-                frozen.num_batches,
-                probes,
-                host=held + self._directions_bytes(job),
-                device=frozen.bytes + 2 * probes * job.vector_bytes,
-            )
+            yield from completion_work(self, job, self._directions_bytes(job))
 
     def _scores_work(self, job: Job) -> Iterator[Work]:
         if self.complement is None and not self.refine:
@@ -306,7 +288,9 @@ class Arnoldi(InverseMethod, EncodingMethod):
             )
 
     def _num_directions(self, job: Job) -> int:
-        sketched = 0 if self.complement is None else self.sketch_size
+        # Half of the sample's directions at most.
+        num = job.frozen(self.num_examples).num_examples
+        sketched = 0 if self.complement is None else min(self.sketch_size, sample_size(self, num))
         return min(self.rank + sketched, job.size)
 
     def _directions_bytes(self, job: Job) -> float:
@@ -343,18 +327,21 @@ class Arnoldi(InverseMethod, EncodingMethod):
         journal: Journal | None = None,
         vectors: Callable[[int], Basis] | None = None,
     ) -> None:
-        """The eigenbasis and the complement, over `frozen`, which is emptied."""
-        probes = self._probes(frozen)
-        sample = self._sample(frozen)
+        """The eigenbasis and what completes it, over `frozen`, which is emptied."""
         operator = self._operator_over(frozen)
         try:
             self._settle_damping(operator)
             result = self._iterate(operator, basis, journal)
             self.asymmetry = result.asymmetry
-            kept = vectors(min(self.rank, len(result.matrix))) if vectors else None
             self.orthogonality = orthogonality(result.basis)
+            kept = vectors(min(self.rank, len(result.matrix))) if vectors else None
             self.eigenbasis = distill(result, self.rank, kept)
-            self._complete(operator, probes, sample)
+            del result, basis
+            self.complement_estimate, self._sketch = None, None
+            if self.complement is not None:
+                again = self._frozen(dataset)[0]
+                self._sketch = sketch_of(self, again)
+                self.complement_estimate = complement_of(self, operator, again)
         except FloatingPointError:
             self._diagnose(self._frozen(dataset)[0])
             raise
@@ -385,85 +372,6 @@ class Arnoldi(InverseMethod, EncodingMethod):
         )
         progress.close()
         return result
-
-    def _probes(self, frozen: list[data.Batch]) -> np.ndarray | None:
-        """What the complement's constant is estimated from, [num_probes, p]."""
-        if self.complement is None:
-            return None
-        if self.complement == "trace":
-            signs = np.random.default_rng([self.seed, 2]).choice(
-                np.array([-1, 1], np.int8), [self.num_probes, self._size]
-            )
-            return signs.astype(self.maps.parameters.dtype.as_numpy_dtype)
-
-        def total(batches: list[data.Batch]) -> tf.Tensor:
-            return distribution.total(self.maps.gradient, batches, self.model)
-
-        return signed_sums(total, frozen, self.num_probes, self.seed)
-
-    def _sample(self, frozen: list[data.Batch]) -> np.ndarray | None:
-        """Gradients of training examples that the sketch is made of, [<= 4 sketch_size, p]."""
-        if self.complement is None or self.sketch_size == 0:
-            return None
-        num = sum(batch.num_examples for batch in frozen)
-        count = self._sample_size(num)
-        chosen = np.zeros(num, bool)
-        chosen[np.random.default_rng([self.seed, 3]).permutation(num)[:count]] = True
-        found, before = [], 0
-        for batch in frozen:
-            mine = chosen[before : before + batch.num_examples]
-            before += batch.num_examples
-            for row in np.flatnonzero(mine):
-                found.append((batch.ids[row : row + 1], batch.examples, [row]))
-        rows = []
-        for _, alike in itertools.groupby(found, lambda each: _shapes(each[1])):
-            each = list(alike)
-            for start in range(0, len(each), _SAMPLE_ROWS):
-                few = each[start : start + _SAMPLE_ROWS]
-                # Of one size, so that one graph serves.
-                padded = few + few[:1] * (_SAMPLE_ROWS - len(few))
-                examples = tf.nest.map_structure(
-                    lambda *leaves: np.concatenate(leaves),
-                    *(_taken(examples, row) for _, examples, row in padded),
-                )
-                ids = np.concatenate([ids for ids, _, _ in few])
-                weights = np.ones(len(padded), np.float32)
-                batch = data.Batch(examples, weights, ids)
-                rows.append(self._rows(self.maps.example_gradients, [batch], "gradient"))
-        return np.concatenate(rows)
-
-    def _sample_size(self, num: int) -> int:
-        """Four times the sketch, or twice where more is above the memory budget."""
-        parameters = self.maps.parameters
-        held = self._rows_in_budget(2 * parameters.size * parameters.dtype.size)
-        return min(num, max(2 * self.sketch_size, min(4 * self.sketch_size, held)))
-
-    def _complete(
-        self, operator: FrozenCurvature, probes: np.ndarray | None, sample: np.ndarray | None
-    ) -> None:
-        """The complement's constant, and the directions of it that an encoding has."""
-        self.complement_estimate, self._sketch = None, None
-        if probes is None:
-            return
-        basis = self._fitted_basis()
-        rest, coefficients = remainders(basis.vectors, probes)
-        image = operator.products(tf.convert_to_tensor(rest)).numpy() + self._damping * rest
-        if not np.isfinite(image).all():
-            raise FloatingPointError("A product of the curvature is not finite.")
-        # A penalty raises what is positive without it.
-        positive = not (basis.values < 0).any()
-        self.complement_estimate = measured(
-            coefficients,
-            rest,
-            image,
-            self._kept_inverses(),
-            self._damping,
-            self._damping + self.l2 if positive else 0.0,
-            1.0 / self._damping if self.complement == "damping" else None,
-        )
-        if sample is not None:
-            outside, _ = remainders(basis.vectors, sample)
-            self._sketch = principal(outside, self.sketch_size)
 
     @property
     def _constant(self) -> float:
@@ -598,43 +506,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
         if self.product_seconds is not None and self.fit_seconds:
             share = 1 - self.product_seconds / self.fit_seconds
             yield f"time outside of Hessian products: {share:.1%}"
-        yield from self._certificate()
-
-    def _certificate(self) -> Iterator[str]:
-        found = self.complement_estimate
-        if found is None:
-            yield "complement: none; what the kept eigenvectors leave out counts as zero"
-            yield (
-                "verdict: ranks and mislabeled examples; not the size of effects, for which pass "
-                "`complement='rayleigh'`"
-            )
-            return
-        yield (
-            f"complement ({self.complement}): {found.constant:.4g} +- {found.error:.2g}, for "
-            f"{found.share:.1%} of the gradients' squared length"
-            + ("; clipped, for curvature that is not positive" if found.clipped else "")
-        )
-        if self.refine:
-            yield f"refined by {self.refine} steps of conjugate gradients for each query"
-        if not np.isfinite(found.upper) or found.lower <= 0:
-            yield "error of a quadratic form: not bounded; the curvature may be negative there"
-            yield "verdict: an estimate without a bound; compare with ConjugateGradient"
-            return
-        low = found.lower / found.estimate - 1 if found.estimate else 0.0
-        high = found.upper / found.estimate - 1 if found.estimate else 0.0
-        yield (
-            f"exact quadratic form of training gradients: between {low:+.1%} and {high:+.1%} of "
-            "the estimate, for eigenpairs that have converged"
-        )
-        if high < 0.1:
-            yield "verdict: as good as the exact inverse"
-        elif high < 1:
-            yield "verdict: close to the exact inverse; `refine=2` or a larger rank closes the rest"
-        else:
-            yield (
-                "verdict: the bound is loose (a small damping allows large inverses that nothing "
-                "here rules out); `refine=2`, a larger rank or ConjugateGradient would tell"
-            )
+        yield from certificate(self)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -669,11 +541,3 @@ class Arnoldi(InverseMethod, EncodingMethod):
             found = Complement._make(arrays["complement"].tolist())
             self.complement_estimate = found._replace(clipped=bool(found.clipped))
         self._sketch = arrays.get("sketch")
-
-
-def _taken(examples: Any, rows: Any) -> Any:
-    return tf.nest.map_structure(lambda leaf: np.asarray(leaf)[rows], examples)
-
-
-def _shapes(examples: Any) -> list[tuple[int, ...]]:
-    return [np.shape(leaf)[1:] for leaf in tf.nest.flatten(examples)]

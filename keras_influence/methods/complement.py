@@ -45,28 +45,25 @@ class Complement(NamedTuple):
 
 def measured(
     coefficients: np.ndarray,
-    rest: np.ndarray,
-    image: np.ndarray,
+    squares: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
     weights: np.ndarray,
     damping: float,
     floor: float,
     constant: float | None = None,
 ) -> Complement:
-    """The constant from probes g = U coefficients + rest.
+    """The constant from m probes g = U coefficients + r, with r in the complement.
 
     Args:
         coefficients: float64 [m, rank].
-        rest: [m, p], in the complement.
-        image: [m, p], (H + damping I) rest.
+        squares, first, second: float64 [m], r'r, r'Ar and r'AAr with A = H + damping I.
         weights: [rank], the inverse's eigenvalues on the basis.
         damping: the upper bound's inverse.
         floor: a lower bound on the damped eigenvalues of the complement; 0 where none is known.
         constant: c, where it is given and not to be estimated.
     """
-    squares, first, second = (
-        np.einsum("mp,mp->m", a, b, dtype=np.float64)
-        for a, b in ((rest, rest), (rest, image), (image, image))
-    )
     largest = 1.0 / damping if damping > 0 else np.inf
     c, error, clipped = 0.0, 0.0, False
     if constant is not None:

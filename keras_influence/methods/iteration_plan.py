@@ -18,7 +18,7 @@ def iteration_work(
     directory: str | None,
     block_bytes: float,
 ) -> Iterator[Work]:
-    """Of freezing examples, the products, the orthogonalisation and the eigenvectors.
+    """Of the products, the orthogonalisation and the eigenvectors.
 
     Args:
         job: on the training data.
@@ -31,7 +31,6 @@ def iteration_work(
     steps, vector = min(num_iterations, job.size), job.vector_bytes
     rank = min(rank, steps)
     frozen = job.frozen(num_examples)
-    yield job.freezing(num_examples)
     basis, disk = steps * vector, 0.0
     if directory is not None:
         width = storage.block_width((steps, job.size), job.dtype, block_bytes)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 
 def inside(vectors: Any, rows: Any) -> np.ndarray:
@@ -62,28 +61,3 @@ def principal(rows: np.ndarray, count: int) -> np.ndarray:
     # Small values leave directions that are not quite orthogonal.
     q, _ = np.linalg.qr(directions.T)
     return np.ascontiguousarray(q.T)
-
-
-def signed_sums(total: Any, batches: Any, count: int, seed: int) -> np.ndarray:
-    """Sums of all examples' gradients with random signs, [count, p].
-
-    For any quadratic form, the mean over signs of its value at such a sum is the sum of its values
-    at the gradients: a few sums stand for the whole set.
-
-    Args:
-        total: batches -> sum_i weights_i grad l_i.
-        batches: list of `data.Batch`.
-        seed: of the signs.
-    """
-    num = sum(batch.num_examples for batch in batches)
-    signs = np.random.default_rng([seed, 2]).choice(np.array([-1, 1], np.float32), [count, num])
-    sums = []
-    for row in signs:
-        starts = np.cumsum([0, *(batch.num_examples for batch in batches)])
-        signed = []
-        for start, batch in zip(starts, batches, strict=False):
-            weights = batch.weights.copy()
-            weights[: batch.num_examples] *= row[start : start + batch.num_examples]
-            signed.append(batch._replace(weights=weights))
-        sums.append(tf.convert_to_tensor(total(signed)).numpy())
-    return np.stack(sums)
