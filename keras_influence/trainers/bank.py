@@ -4,7 +4,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import keras
@@ -119,7 +119,7 @@ class RetrainingBank(StoredBank):
         }
         self._make_model = make_model
         self._recipe = Recipe(fit, train_fn)
-        self._measurements = Measurements(measurements)
+        chosen = Measurements(measurements)
         self._train = data.read(train)
         self._queries = None if queries is None else data.read(queries)
         self._verbose = verbose
@@ -136,8 +136,8 @@ class RetrainingBank(StoredBank):
         record = {
             "make_model": {"name": described_function(make_model)["name"], **described},
             **self._recipe.describe(),
-            "names": self._measurements.names,
-            "measurements": self._measurements.describe(),
+            "names": chosen.names,
+            "measurements": chosen.describe(),
             "train": _fingerprint(self._train),
             "queries": _fingerprint(self._queries),
             "num_queries": 0 if self._queries is None else len(self._queries.ids),
@@ -147,6 +147,9 @@ class RetrainingBank(StoredBank):
             "seeds": seeds,
             "stack": _stack_size(stack, model, self._recipe),
         }
+        # Takes the weights of each run in turn, to be measured by functions that are traced once.
+        self._probe = model
+        self._measure = chosen.of(model)
         self.begin(directory, record, masks)
         super().__init__(directory)
 
@@ -228,23 +231,16 @@ class RetrainingBank(StoredBank):
     def _do(self, part: list[Run]) -> None:
         began = time.perf_counter()
         seeds = [self.seed_of(run) for run in part]
-        models = [make(self._make_model, seed) for seed in seeds]
         subsets = [np.flatnonzero(self.masks[run.subset]) for run in part]
-        if self.record["stack"] > 1:
-            stack = Stack(models)
-            stack.train(self._train.arrays, subsets, seeds, self._recipe)
-            for replica, model in enumerate(models):
-                model.set_weights(stack.weights(replica))
-        else:
-            for model, rows, seed in zip(models, subsets, seeds, strict=True):
-                examples = data.Examples(self._train.take(rows), self._train.ids[rows])
-                self._recipe.train(model, examples, seed)
-        measured = {"train": self._train, "queries": self._queries}
-        arrays = {
-            name: np.stack([self._measurements(model, examples) for model in models])
-            for name, examples in measured.items()
-            if examples is not None
-        }
+        places = {"train": self._train}
+        if self._queries is not None:
+            places["queries"] = self._queries
+        found: dict[str, list[np.ndarray]] = {place: [] for place in places}
+        for weights in self._trained_weights(subsets, seeds):
+            self._probe.set_weights(weights)
+            for place, examples in places.items():
+                found[place].append(self._measure(examples))
+        arrays = {place: np.stack(values) for place, values in found.items()}
         for name, values in arrays.items():
             self._check_finite(part, seeds, name, values)
         manifest = {
@@ -254,6 +250,24 @@ class RetrainingBank(StoredBank):
             "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
         }
         self.write(part, manifest, arrays)
+
+    def _trained_weights(
+        self, subsets: list[np.ndarray], seeds: list[int]
+    ) -> Iterator[list[np.ndarray]]:
+        """Weights of a model trained on each subset."""
+        if self.record["stack"] > 1:
+            # Runs of one seed begin alike.
+            initial = {seed: make(self._make_model, seed).get_weights() for seed in set(seeds)}
+            stack = Stack(self._probe, [initial[seed] for seed in seeds])
+            stack.train(self._train.arrays, subsets, seeds, self._recipe)
+            for replica in range(len(seeds)):
+                yield stack.weights(replica)
+            return
+        for rows, seed in zip(subsets, seeds, strict=True):
+            model = make(self._make_model, seed)
+            examples = data.Examples(self._train.take(rows), self._train.ids[rows])
+            self._recipe.train(model, examples, seed)
+            yield model.get_weights()
 
     def _check_finite(self, part: list[Run], seeds: list[int], on: str, values: np.ndarray) -> None:
         bad = np.argwhere(~np.isfinite(values))

@@ -176,37 +176,50 @@ class Measurements:
     def describe(self) -> list[Any]:
         return [m if isinstance(m, str) else described_function(m) for m in self._chosen]
 
-    def __call__(self, model: keras.Model, examples: data.Examples) -> np.ndarray:
-        """float32 [measurements, n]."""
-        loss = PerExampleLoss(model)
-        count = len(examples.ids)
-        parts = []
-        for start in range(0, count, _EVALUATION_BATCH):
-            x, y, *weights = examples.take(np.arange(start, min(start + _EVALUATION_BATCH, count)))
-            outputs = model(tf.nest.map_structure(tf.constant, x), training=False)
-            parts.append([self._measure(m, model, loss, y, outputs, weights) for m in self._chosen])
-        measured = np.concatenate([np.stack(part) for part in parts], axis=1)
-        return measured.astype(np.float32)
+    def of(self, model: keras.Model) -> Callable[[data.Examples], np.ndarray]:
+        """A function that measures `model` with the weights that it has when it is called.
+
+        It takes examples and gives float32 [measurements, n]. It is traced once, which is what
+        measuring a small model costs.
+        """
+        loss, chosen = PerExampleLoss(model), self._chosen
+        from_logits = _from_logits(model)
+
+        @tf.function(reduce_retracing=True)
+        def evaluate(x: Any, y: Any, weights: list[Any]) -> tuple[Any, tf.Tensor]:
+            outputs = model(x, training=False)
+            return outputs, loss(y, outputs, *weights)
+
+        def measure(examples: data.Examples) -> np.ndarray:
+            count = len(examples.ids)
+            parts = []
+            for start in range(0, count, _EVALUATION_BATCH):
+                rows = np.arange(start, min(start + _EVALUATION_BATCH, count))
+                x, y, *weights = examples.take(rows)
+                tensors = tf.nest.map_structure(tf.constant, (x, y, weights))
+                outputs, losses = tf.nest.map_structure(np.asarray, evaluate(*tensors))
+                parts.append([self._measure(m, y, outputs, losses, from_logits) for m in chosen])
+            return np.concatenate([np.stack(part) for part in parts], axis=1).astype(np.float32)
+
+        return measure
 
     def _measure(
         self,
         measurement: str | Measurement,
-        model: keras.Model,
-        loss: PerExampleLoss,
         y: Any,
         outputs: Any,
-        weights: list[Any],
+        losses: np.ndarray,
+        from_logits: bool,
     ) -> np.ndarray:
         if measurement == "loss":
-            labels = tf.nest.map_structure(tf.constant, y)
-            values = np.asarray(loss(labels, outputs, *map(tf.constant, weights)))
+            values = losses
         elif measurement == "margin":
-            values = _margins(_labels(y), np.asarray(outputs, np.float64), _from_logits(model))
+            values = _margins(_labels(y), outputs.astype(np.float64), from_logits)
         elif measurement == "correct":
-            values = _correct(_labels(y), np.asarray(outputs), _from_logits(model))
+            values = _correct(_labels(y), outputs, from_logits)
         else:
             assert callable(measurement)
-            values = np.asarray(measurement(y, tf.nest.map_structure(np.asarray, outputs)))
+            values = np.asarray(measurement(y, outputs))
         expected = (len(tf.nest.flatten(y)[0]),)
         if values.shape != expected:
             raise ValueError(

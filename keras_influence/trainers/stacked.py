@@ -163,19 +163,17 @@ class Stack:
     one is rounding.
 
     Args:
-        models: built and compiled alike, without an `obstacle`; they are left as they are.
+        model: built and compiled, without an `obstacle`; it is left as it is.
+        initial: weights of each of the R models, as `model.get_weights` gives them.
     """
 
-    def __init__(self, models: Sequence[keras.Model]):
-        first = models[0]
-        self._replicas = len(models)
-        self._model = keras.models.clone_model(first, clone_function=self._stack_layer)
-        optimizer = type(first.optimizer).from_config(first.optimizer.get_config())
-        self._model.compile(optimizer=optimizer, loss=first.loss, jit_compile=False)
-        for stacked, *own in zip(
-            self._model.weights, *(model.weights for model in models), strict=True
-        ):
-            stacked.assign(np.stack([variable.numpy() for variable in own]))
+    def __init__(self, model: keras.Model, initial: Sequence[list[np.ndarray]]):
+        self._replicas = len(initial)
+        self._model = keras.models.clone_model(model, clone_function=self._stack_layer)
+        optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+        self._model.compile(optimizer=optimizer, loss=model.loss, jit_compile=False)
+        for stacked, *own in zip(self._model.weights, *initial, strict=True):
+            stacked.assign(np.stack(own))
         variables = self._model.trainable_variables
         optimizer.build(variables)
         # Compiled, the optimizer's many operations become one pass over the weights, which is where
@@ -183,7 +181,7 @@ class Stack:
         self._update = tf.function(
             lambda gradients: optimizer.apply(gradients, variables), jit_compile=True
         )
-        self._sums = getattr(first.loss, "reduction", None) == "sum"
+        self._sums = getattr(model.loss, "reduction", None) == "sum"
 
     def _stack_layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.layers.Dense):

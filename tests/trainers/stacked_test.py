@@ -69,7 +69,7 @@ def test_a_stack_ends_where_each_run_by_itself_does(make_model):
     subsets, seeds = [np.arange(10), np.arange(5, 15), np.arange(0, 20, 2)], [3, 4, 5]
     models = [make(make_model, seed) for seed in seeds]
     assert obstacle(models[0], recipe) is None
-    stack = Stack(models)
+    stack = Stack(models[0], [model.get_weights() for model in models])
     stack.train((x, y, weights), subsets, seeds, recipe)
     for replica, (model, rows, seed) in enumerate(zip(models, subsets, seeds, strict=True)):
         before = model.get_weights()
