@@ -14,11 +14,13 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 def test_the_lines_of_use(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    block, mirrored, durable = re.findall(
+    block, mirrored, converged, durable = re.findall(
         r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
     )
     # 79 parameters have no 100 eigenvectors.
-    block, mirrored = (each.replace("rank=100", "rank=4") for each in (block, mirrored))
+    block, mirrored, converged = (
+        each.replace("rank=100", "rank=4") for each in (block, mirrored, converged)
+    )
     images, labels = cases.images(24, size=4)
     names = {
         "model": cases.image_model(size=4),
@@ -36,6 +38,8 @@ def test_the_lines_of_use(tmp_path, monkeypatch):
     assert (
         (loaded((images[:5], labels[:5])).opponents.ids == names["top"].opponents.ids).numpy().all()
     )
+    exec(converged, names)
+    assert names["arnoldi"].eigenbasis.values.shape == (4,)
     names["more"] = cases.images(7, size=4, seed=1)
     durable = durable.replace("rank=100", "rank=4").replace("[17, 4711]", "[17, 11]")
     exec(durable, names)
@@ -48,4 +52,5 @@ def test_the_lines_of_use(tmp_path, monkeypatch):
     names |= {"tf": tf, "build_model": lambda: cases.image_model(size=4)}
     exec(mirrored, names)
     assert names["model"].distribute_strategy is names["strategy"]
-    assert names["scorer"].encodings.shape == (24, 4)
+    # Four eigenvectors, half as many directions of the complement as examples, and the norm.
+    assert names["scorer"].encodings.shape == (24, 17)

@@ -3,7 +3,7 @@
 from keras_influence.linalg.basis import Basis, HostBasis
 from keras_influence.linalg.conjugate_gradient import Solutions, conjugate_gradient
 from keras_influence.linalg.device import DeviceBasis, OneDevice
-from keras_influence.linalg.krylov import arnoldi, basis_rows
+from keras_influence.linalg.krylov import arnoldi, basis_rows, check_limits
 from keras_influence.linalg.projection import Journal, Restart, Step
 from keras_influence.linalg.ritz import ArnoldiResult, Eigenbasis, distill
 from keras_influence.linalg.space import Space, orthogonality
@@ -22,6 +22,7 @@ __all__ = [
     "Step",
     "arnoldi",
     "basis_rows",
+    "check_limits",
     "conjugate_gradient",
     "distill",
     "orthogonality",

@@ -84,7 +84,8 @@ def arnoldi(
     as_given = _like(start)
     vectors = _checked_start(start)
     size, block_size = vectors.shape[-1], 1 if vectors.ndim == 1 else len(vectors)
-    wanted = _checked_rank(rank, num_iterations, block_size, tolerance, max_vectors)
+    check_limits(num_iterations, block_size, rank, tolerance, max_vectors)
+    wanted = rank or 0  # Where it is left out, nothing depends on it.
     # What is left after a product is subtracted from its own projection is rounding when it is
     # below a few units in the last place of the product, times the growth of a sum of `size` terms.
     rounding = 10 * np.finfo(vectors.dtype).eps * np.sqrt(size)
@@ -176,14 +177,18 @@ def _checked_start(start: Any) -> np.ndarray:
     return vectors
 
 
-def _checked_rank(
-    rank: int | None,
+def check_limits(
     num_iterations: int,
     block_size: int,
-    tolerance: float | None,
-    max_vectors: int | None,
-) -> int:
-    """`rank`, or 0 where nothing depends on it."""
+    rank: int | None = None,
+    tolerance: float | None = None,
+    max_vectors: int | None = None,
+) -> None:
+    """Refuses arguments of `arnoldi` that do not go together.
+
+    Raises:
+        ValueError: naming them.
+    """
     if num_iterations < 1:
         raise ValueError(f"`num_iterations` must be at least 1. Received: {num_iterations}.")
     if num_iterations < block_size:
@@ -192,7 +197,7 @@ def _checked_rank(
             f"Received: {num_iterations}."
         )
     if tolerance is None and max_vectors is None:
-        return 0
+        return
     if rank is None or rank < 1:
         raise ValueError(
             "`tolerance` and `max_vectors` are about the `rank` pairs that are wanted, at least 1. "
@@ -205,7 +210,6 @@ def _checked_rank(
             "`max_vectors` must leave room for the `rank` pairs and two blocks: at least "
             f"{rank + 2 * block_size}. Received: {max_vectors}."
         )
-    return rank
 
 
 def _first_block(

@@ -15,11 +15,9 @@ from keras_influence.gradients import Projector
 from keras_influence.linalg import (
     ArnoldiResult,
     Basis,
-    DeviceBasis,
     Eigenbasis,
     Journal,
     Space,
-    arnoldi,
     conjugate_gradient,
     distill,
     orthogonality,
@@ -39,9 +37,10 @@ from keras_influence.methods.completion import (
     sample_size,
     sketch_of,
 )
-from keras_influence.methods.curvature import FrozenCurvature
+from keras_influence.methods.curvature import FrozenCurvature, batches_fingerprint
 from keras_influence.methods.encoding import EncodingMethod
 from keras_influence.methods.inverse import InverseMethod
+from keras_influence.methods.iteration import Iteration, Outcome, query_start
 from keras_influence.methods.iteration_plan import iteration_work
 from keras_influence.methods.negative import check_negative, inverses
 from keras_influence.methods.outside import combined, inside
@@ -78,7 +77,16 @@ class Arnoldi(InverseMethod, EncodingMethod):
         model: a built Keras model, trained.
         rank: eigenpairs to keep.
         num_iterations: products with H, each a pass over its examples; `2 * rank` by default, so
-            that most of the kept pairs converge.
+            that most of the kept pairs converge. With a `tolerance`, those at most: `10 * rank` by
+            default, or `20 * rank` with `max_vectors`.
+        tolerance: goes on until |Hu - lambda u| is at most this share of the largest |lambda| for
+            all kept pairs. Below about 1e-6 (1e-12 in float64) rounding is larger.
+        max_vectors: vectors that the iteration may hold, at least `rank + 2 * block_size`; one for
+            each product by default. When they are full it restarts from the best `rank` and some
+            more: less room, more products.
+        block_size: starting vectors, whose products are made together. From one vector an
+            iteration finds one eigenvector of a repeated eigenvalue, and takes long to tell near
+            ones apart: from k it finds k, for more products in all.
         complement: what stands for H outside of the kept eigenvectors: `"rayleigh"`, the inverse
             Rayleigh quotient of training gradients' remainders; `"trace"`, that of random vectors;
             `"damping"`, 1 / damping, as if H were zero there; None, nothing. See `complement.py`.
@@ -125,6 +133,9 @@ class Arnoldi(InverseMethod, EncodingMethod):
         rank: int = 100,
         num_iterations: int | None = None,
         *,
+        tolerance: float | None = None,
+        max_vectors: int | None = None,
+        block_size: int = 1,
         complement: str | None = "rayleigh",
         num_probes: int = 8,
         sketch_size: int = 100,
@@ -135,13 +146,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
         **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
-        if num_iterations is None:
-            num_iterations = 2 * rank
-        if not 1 <= rank <= num_iterations:
-            raise ValueError(
-                f"`rank` must be between 1 and `num_iterations`={num_iterations}: an iteration "
-                f"yields one eigenpair at most. Received: rank={rank}."
-            )
+        self._iteration = Iteration(rank, num_iterations, tolerance, max_vectors, block_size)
         if complement not in COMPLEMENTS:
             raise ValueError(
                 f"`complement` must be one of {COMPLEMENTS}. Received: {complement!r}."
@@ -157,7 +162,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
             )
         check_negative(negative_eigenvalues)
         self.rank = rank
-        self.num_iterations = num_iterations
+        self.num_iterations = self._iteration.num_iterations
         self.complement = complement
         self.num_probes = num_probes
         self.sketch_size = sketch_size
@@ -173,7 +178,9 @@ class Arnoldi(InverseMethod, EncodingMethod):
         self.orthogonality: float | None = None
         self._sketch: np.ndarray | None = None
 
-    def fit(self, dataset: Any, directory: str | os.PathLike | None = None) -> Self:
+    def fit(
+        self, dataset: Any, directory: str | os.PathLike | None = None, queries: Any = None
+    ) -> Self:
         """Finds the eigenbasis of the training set's Hessian.
 
         Args:
@@ -183,12 +190,17 @@ class Arnoldi(InverseMethod, EncodingMethod):
                 that was never interrupted; when all are done the directory is what `save` writes,
                 and such a fit reads it. On SIGTERM the step in hand is finished, and the process
                 exits with code 143.
+            queries: labelled examples whose influences will be asked for. The iteration then starts
+                from `block_size` random combinations of their gradients, and by default makes
+                `rank` products, all of whose space is kept: the best that there is for these
+                queries, and less good for others.
 
         Returns:
             The method itself.
 
         Raises:
-            ValueError: the directory holds another fit, or something else.
+            ValueError: the directory holds another fit, or something else; queries whose gradients
+                are all zero.
             storage.StoreInUseError: another process is fitting there.
         """
         if directory is None:
@@ -199,34 +211,37 @@ class Arnoldi(InverseMethod, EncodingMethod):
                 f"another directory: {os.fspath(directory)!r}."
             )
         if directory is None:
-            return super().fit(dataset)
+            self._timed(dataset, lambda: self._fit(dataset, queries))
+            return self
         distribution.check_one_worker(self.model, "A fit in a directory")
         path = pathlib.Path(directory)
         with storage.writing(path), between_steps("the fit") as check:
-            self._timed(dataset, lambda: self._fit_in(path, dataset, check))
+            self._timed(dataset, lambda: self._fit_in(path, dataset, check, queries))
         return self
 
-    def _fit(self, dataset: Any) -> int:
+    def _fit(self, dataset: Any, queries: Any = None) -> int:
         batches, num_train = self._frozen(dataset)
-        steps = min(self.num_iterations, self._size)
+        steps = self._iteration.rows(self._size)
         basis = new_basis(self.basis, steps, self.maps, self.model, self._stored_dtype)
-        self._find(batches, dataset, basis)
+        self._find(batches, dataset, self._batches_of(queries), basis)
         return num_train
 
-    def _fit_in(self, path: pathlib.Path, dataset: Any, check: Any) -> int:
+    def _fit_in(self, path: pathlib.Path, dataset: Any, check: Any, queries: Any) -> int:
         batches, num_train = self._frozen(dataset)
-        directory = FitDirectory(path, self._identity(batches, num_train))
+        asked = self._batches_of(queries)
+        directory = FitDirectory(path, self._identity(batches, num_train, asked))
         if directory.finished:
             manifest, arrays = storage.load_store(path, self._large if self._on_disk else ())
             self._set_state(arrays)
             self.asymmetry = manifest["asymmetry"]
             self.orthogonality = manifest["orthogonality"]
+            self._iteration.outcome = Outcome(*manifest["iteration"])
             directory.finish(manifest, arrays)
             if self.refine:
                 self._operator = self._operator_over(batches)
             return num_train
         size, dtype = self._size, self.maps.parameters.dtype.as_numpy_dtype
-        steps = min(self.num_iterations, size)
+        steps = self._iteration.rows(size)
         stored = directory.basis(steps, size, self._stored_dtype, self.memory_budget)
         basis: Basis | Space = stored
         arguments = (steps, self.maps, self.model, self._stored_dtype)
@@ -241,13 +256,18 @@ class Arnoldi(InverseMethod, EncodingMethod):
         self._find(
             batches,
             dataset,
+            asked,
             basis,
             directory.journal(check),
             vectors if self._on_disk else None,
         )
         self.num_train = num_train
         manifest, arrays = self._to_store()
-        quality = {"asymmetry": self.asymmetry, "orthogonality": self.orthogonality}
+        quality = {
+            "asymmetry": self.asymmetry,
+            "orthogonality": self.orthogonality,
+            "iteration": self._iteration.outcome,
+        }
         directory.finish({**manifest, **quality}, arrays)
         return num_train
 
@@ -255,7 +275,14 @@ class Arnoldi(InverseMethod, EncodingMethod):
         yield from self._begin_work(job)
         place = self.basis if self._on_disk else None
         yield from iteration_work(
-            job, self.num_iterations, self.rank, self.num_examples, place, self.memory_budget
+            job,
+            self._iteration.most_products(job.size),
+            self._iteration.rows(job.size),
+            self._iteration.block_size,
+            self.rank,
+            self.num_examples,
+            place,
+            self.memory_budget,
         )
         if self.complement is not None:
             yield from completion_work(self, job, self._directions_bytes(job))
@@ -304,11 +331,22 @@ class Arnoldi(InverseMethod, EncodingMethod):
     def _size(self) -> int:
         return self.maps.parameters.size
 
-    def _identity(self, batches: Sequence[data.Batch], num_train: int) -> dict[str, Any]:
+    def _batches_of(self, queries: Any) -> list[data.Batch] | None:
+        return None if queries is None else data.freeze(queries, self.batch_size)[0]
+
+    def _identity(
+        self,
+        batches: Sequence[data.Batch],
+        num_train: int,
+        queries: Sequence[data.Batch] | None,
+    ) -> dict[str, Any]:
         """All that the bits of the result depend on."""
         config = self.get_config()
         for name in ("verbose", "memory_budget", "basis", "scale", "measurement", "refine"):
             del config[name]
+        if queries is not None:
+            config["queries"] = batches_fingerprint(queries)
+            config["measurement"] = self.get_config()["measurement"]
         return {
             **config,
             "kind": type(self).__name__,
@@ -323,6 +361,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
         self,
         frozen: list[data.Batch],
         dataset: Any,
+        queries: list[data.Batch] | None,
         basis: Basis | Space,
         journal: Journal | None = None,
         vectors: Callable[[int], Basis] | None = None,
@@ -331,11 +370,12 @@ class Arnoldi(InverseMethod, EncodingMethod):
         operator = self._operator_over(frozen)
         try:
             self._settle_damping(operator)
-            result = self._iterate(operator, basis, journal)
+            result = self._iterate(operator, self._start(queries), basis, journal)
             self.asymmetry = result.asymmetry
             self.orthogonality = orthogonality(result.basis)
             kept = vectors(min(self.rank, len(result.matrix))) if vectors else None
             self.eigenbasis = distill(result, self.rank, kept)
+            self._iteration.check_converged(self.eigenbasis)
             del result, basis
             self.complement_estimate, self._sketch = None, None
             if self.complement is not None:
@@ -348,30 +388,32 @@ class Arnoldi(InverseMethod, EncodingMethod):
         self.product_seconds = operator.seconds
         self._operator = operator if self.refine else None
 
+    def _start(self, queries: list[data.Batch] | None) -> np.ndarray | None:
+        if queries is None:
+            return None
+        count = self._iteration.block_size
+        sums = query_start(self.query_maps, self.model, queries, count, self.seed)
+        if not np.isfinite(sums).all():
+            self._diagnose(queries)
+            raise FloatingPointError("A gradient of a query is not finite.")
+        return sums
+
     def _iterate(
-        self, operator: FrozenCurvature, basis: Basis | Space, journal: Journal | None
+        self,
+        operator: FrozenCurvature,
+        start: np.ndarray | None,
+        basis: Basis | Space,
+        journal: Journal | None,
     ) -> ArnoldiResult:
-        parameters = self.maps.parameters
-        progress = self._progress(
-            "Hessian-vector products", min(self.num_iterations, parameters.size)
+        return self._iteration.run(
+            operator,
+            self.maps.parameters.dtype,
+            self._progress("Hessian-vector products", self._iteration.target(self._size)),
+            seed=self.seed,
+            start=start,
+            basis=basis,
+            journal=journal,
         )
-        if journal is not None:
-            progress.add(len(journal.steps()))
-
-        def product(vector: Any) -> Any:
-            on_device = isinstance(basis, DeviceBasis)
-            result = operator.on_replicas(vector) if on_device else operator(vector).numpy()
-            progress.add(1)
-            return result
-
-        start = tf.random.stateless_normal(
-            [parameters.size], [self.seed, 0], dtype=parameters.dtype
-        )
-        result = arnoldi(
-            product, start, self.num_iterations, seed=self.seed, basis=basis, journal=journal
-        )
-        progress.close()
-        return result
 
     @property
     def _constant(self) -> float:
@@ -487,6 +529,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
         values, _, residuals = self.eigenbasis
         head = " ".join(f"{value:.6g}" for value in values[:6])
         yield f"eigenvalues: {head}{' ...' if len(values) > 6 else ''} (smallest {values[-1]:.3g})"
+        yield from self._iteration.report(self.eigenbasis)
         converged = int(np.sum(residuals <= 0.01 * np.abs(values)))
         yield (
             f"converged pairs (|Hu - lambda u| within 1% of lambda): {converged} of {len(values)}; "
@@ -512,7 +555,10 @@ class Arnoldi(InverseMethod, EncodingMethod):
         return {
             **super().get_config(),
             "rank": self.rank,
-            "num_iterations": self.num_iterations,
+            "num_iterations": self._iteration.given,
+            "tolerance": self._iteration.tolerance,
+            "max_vectors": self._iteration.max_vectors,
+            "block_size": self._iteration.block_size,
             "complement": self.complement,
             "num_probes": self.num_probes,
             "sketch_size": self.sketch_size,

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from keras_influence import data, distribution
+from keras_influence import data
 from keras_influence.methods.complement import Complement, measured
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.outside import principal, remainders
+from keras_influence.methods.sums import weighted_sum
 from keras_influence.methods.work import Job, Work
 
 if TYPE_CHECKING:
@@ -72,23 +73,9 @@ def _probes(method: "Arnoldi", frozen: list[data.Batch]) -> Iterator[np.ndarray]
             block.append(
                 signs.astype(dtype)
                 if method.complement == "trace"
-                else _signed_sum(method, frozen, signs)
+                else weighted_sum(method.maps, method.model, frozen, signs)
             )
         yield np.stack(block)
-
-
-def _signed_sum(method: "Arnoldi", frozen: list[data.Batch], signs: np.ndarray) -> np.ndarray:
-    """sum_i signs_i grad l_i, [p]."""
-
-    def signed() -> Iterator[data.Batch]:
-        start = 0
-        for batch in frozen:
-            weights = batch.weights.copy()
-            weights[: batch.num_examples] *= signs[start : start + batch.num_examples]
-            start += batch.num_examples
-            yield batch._replace(weights=weights)
-
-    return distribution.total(method.maps.gradient, signed(), method.model).numpy()
 
 
 def sketch_of(method: "Arnoldi", frozen: list[data.Batch]) -> np.ndarray | None:

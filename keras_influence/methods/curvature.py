@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -55,12 +56,10 @@ class FrozenCurvature:
         self._budget = budget
         self._block: int | None = None
         self._example: Any = frozen[0].examples
-        self.fingerprint = storage.arrays_fingerprint(
-            np.asarray(leaf)[: batch.num_examples]
-            for batch in frozen
-            for leaf in tf.nest.flatten(batch.examples)
-        )
+        self.fingerprint = batches_fingerprint(frozen)
         self._completed = functools.partial(self._complete)
+        self._taken = functools.partial(tf.gather)
+        self._stacked = functools.partial(_stack)
         self._batches = distribution.place(frozen, model, steps_per_execution)
         frozen.clear()
 
@@ -72,13 +71,21 @@ class FrozenCurvature:
         self.seconds += time.perf_counter() - start
         return result
 
-    def on_replicas(self, vector: Any) -> Any:
-        """H v where a vector is a copy on each replica, and nothing of it passes the host."""
+    def on_replicas(self, vectors: Any) -> Any:
+        """H v, or of each row, of a copy on each replica: nothing of it passes the host."""
+        *several, _ = _shape_of(vectors)
+        if several and self._rows(several[0]) < several[0]:
+            each = [
+                self.on_replicas(
+                    distribution.everywhere(self._taken, self._model, vectors, np.int32(number))
+                )
+                for number in range(several[0])
+            ]
+            return distribution.everywhere(self._stacked, self._model, *each)
         start = time.perf_counter()
-        summed = distribution.total(
-            self._product, self._batches, self._model, vector, on_replicas=True
-        )
-        result = distribution.everywhere(self._completed, self._model, summed, vector)
+        product = self._products if several else self._product
+        summed = distribution.total(product, self._batches, self._model, vectors, on_replicas=True)
+        result = distribution.everywhere(self._completed, self._model, summed, vectors)
         self.seconds += time.perf_counter() - start
         return result
 
@@ -107,3 +114,21 @@ class FrozenCurvature:
             self._block = int(max(1, self._budget // size))
             self._example = None
         return -(-count // -(-count // self._block))
+
+
+def _stack(*rows: tf.Tensor) -> tf.Tensor:
+    return tf.stack(rows)
+
+
+def _shape_of(copies: Any) -> tuple[int, ...]:
+    """Of what each replica has."""
+    return tuple(tf.nest.flatten(copies, expand_composites=True)[0].shape)
+
+
+def batches_fingerprint(batches: Sequence[data.Batch]) -> str:
+    """Of every example in them."""
+    return storage.arrays_fingerprint(
+        np.asarray(leaf)[: batch.num_examples]
+        for batch in batches
+        for leaf in tf.nest.flatten(batch.examples)
+    )

@@ -12,7 +12,9 @@ from keras_influence.methods.work import Job, Work
 
 def iteration_work(
     job: Job,
-    num_iterations: int,
+    num_products: int,
+    rows: int,
+    block_size: int,
     rank: int,
     num_examples: int | None,
     directory: str | None,
@@ -22,44 +24,49 @@ def iteration_work(
 
     Args:
         job: on the training data.
-        num_iterations: steps that are asked for.
+        num_products: with the Hessian, at most.
+        rows: vectors that the basis has room for.
+        block_size: vectors that are multiplied together.
         rank: eigenvectors that are kept.
         num_examples: of the Hessian, drawn; None for all.
         directory: where the vectors lie; None for memory.
         block_bytes: of the vectors on the disk, that are in memory at a time.
     """
-    steps, vector = min(num_iterations, job.size), job.vector_bytes
-    rank = min(rank, steps)
+    vector = job.vector_bytes
+    rank = min(rank, rows)
     frozen = job.frozen(num_examples)
-    basis, disk = steps * vector, 0.0
+    basis, disk = rows * vector, 0.0
     if directory is not None:
-        width = storage.block_width((steps, job.size), job.dtype, block_bytes)
-        basis, disk = 2.0 * width * steps * job.dtype.itemsize, basis
-    # The vector on its way: as it was, its image, the rest of it.
-    host, device = basis + 3 * vector, frozen.bytes + 2 * vector
+        width = storage.block_width((rows, job.size), job.dtype, block_bytes)
+        # A restart writes the new rows beside the old ones.
+        copies = 2 if num_products > rows else 1
+        basis, disk = 2.0 * width * rows * job.dtype.itemsize, copies * basis
+    # The vectors on their way: as they were, their images, the rest of them.
+    host, device = basis + 3 * block_size * vector, frozen.bytes + 2 * block_size * vector
     yield Work(
         "Hessian products, a batch",
         job.curvature(frozen),
-        steps * frozen.num_batches,
-        steps,
+        num_products * frozen.num_batches,
+        num_products,
         host=host,
         device=device,
         disk=disk,
     )
     yield Work(
         "orthogonalisation, a pair",
-        job.orthogonalization(steps, None if directory is None else _scratch(job, directory)),
-        steps * (steps + 1) // 2,
+        job.orthogonalization(rows, None if directory is None else _scratch(job, directory)),
+        # Beyond the first basis, against one that is nearly full.
+        rows * (rows + 1) // 2 + (num_products - rows) * rows,
         host=host,
         device=device,
         disk=disk,
-        disk_vectors=0 if directory is None else steps,
+        disk_vectors=0 if directory is None else rows,
     )
     kept = rank * vector
     yield Work(
         f"{rank:,} eigenvectors",
-        job.combination(rank, steps),
-        job.parts(steps),
+        job.combination(rank, rows),
+        job.parts(rows),
         host=basis + (2 * kept if directory is None else 0.0),
         disk=0.0 if directory is None else disk + kept,
         disk_vectors=0 if directory is None else rank,
