@@ -1,13 +1,13 @@
-"""The problems of the banks that the figures are made from."""
+"""The problems that methods are held against retraining on."""
 
 import numpy as np
 
 import cases
-from benchmarks import banks
+import problems
 
 
 def test_softmax_regression_is_trained_to_its_optimum():
-    problem = banks.digits(l2=0.05)
+    problem = problems.digits(l2=0.05)
     x, y = (array[:50] for array in problem.train)
     model = problem._replace(train=(x, y)).trained()
     gradient = cases.dense_gradients(model, cases.cross_entropy, x, y).mean(axis=0)
@@ -18,7 +18,7 @@ def test_softmax_regression_is_trained_to_its_optimum():
 
 
 def test_the_digits_are_those_that_the_figures_name():
-    problem = banks.digits(l2=0.05, num_subsets=3)
+    problem = problems.digits(l2=0.05, num_subsets=3)
     assert problem.train[0].shape == (600, 64)
     assert problem.queries[0].shape == (40, 64)
     assert problem.masks.sum(axis=1).tolist() == [300] * 3

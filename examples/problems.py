@@ -1,0 +1,182 @@
+"""Training sets, queries and recipes on which methods are held against retraining."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import scipy.optimize
+from sklearn import datasets
+
+import image_data
+import keras_influence as ki
+import models
+from keras_influence.trainers.recipe import Recipe, derived_seed, make
+
+_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+class Problem(NamedTuple):
+    """A recipe and its data: what `RetrainingBank` is given.
+
+    Attributes:
+        make_model, fit, train_fn, repeats, seeds: as in `RetrainingBank`.
+        train: (x, y) of the training examples.
+        queries: (x, y) of the queries.
+        masks: bool [subsets, training examples].
+        l2: of the objective, which enters the curvature.
+    """
+
+    make_model: Callable[[], keras.Model]
+    train: tuple[np.ndarray, np.ndarray]
+    queries: tuple[np.ndarray, np.ndarray]
+    masks: np.ndarray
+    fit: dict[str, Any] | None = None
+    train_fn: Callable | None = None
+    repeats: int = 1
+    seeds: str = "own"
+    l2: float = 0.0
+
+    def bank(self, directory: str | pathlib.Path) -> ki.trainers.RetrainingBank:
+        """The bank of this problem, in a directory that is new or holds it."""
+        return ki.trainers.RetrainingBank(
+            directory,
+            self.make_model,
+            self.train,
+            self.masks,
+            queries=self.queries,
+            fit=self.fit,
+            train_fn=self.train_fn,
+            repeats=self.repeats,
+            seeds=self.seeds,
+        )
+
+    def trained(
+        self, callbacks: Sequence[keras.callbacks.Callback] = (), seed: int | None = None
+    ) -> keras.Model:
+        """The model that is to be explained: of the same recipe, trained on all examples.
+
+        Args:
+            callbacks: told of the training, such as `TracInCheckpoint`; not for L-BFGS.
+            seed: of its initial weights and of the order of its examples; by default, the one that
+                all runs of the bank have where they share it.
+        """
+        seed = derived_seed(0, 0, 0) if seed is None else seed
+        model = make(self.make_model, seed)
+        examples = ki.data.read(self.train)
+        Recipe(self.fit, self.train_fn).train(model, examples, seed, callbacks)
+        return model
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftmaxRegression:
+    """Trains one dense layer to the optimum of its mean cross-entropy, + l2/2 |parameters|^2.
+
+    By L-BFGS in float64, down to gradients of 1e-9.
+    """
+
+    l2: float
+
+    def __call__(self, model: keras.Model, examples: ki.data.Examples) -> None:
+        x, y = examples.arrays
+        inputs = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
+        classes = model.output_shape[-1]
+        targets = np.eye(classes)[y]
+
+        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            weights = flat.reshape(-1, classes)
+            logits = inputs @ weights
+            normalizers = np.logaddexp.reduce(logits, axis=1)
+            value = np.mean(normalizers - (logits * targets).sum(axis=1))
+            errors = np.exp(logits - normalizers[:, np.newaxis]) - targets
+            gradient = inputs.T @ errors / len(y) + self.l2 * weights
+            return value + self.l2 / 2 * flat @ flat, gradient.reshape(-1)
+
+        start = np.zeros(inputs.shape[1] * classes)
+        options = {"maxiter": 20_000, "maxfun": 40_000, "gtol": 1e-9, "ftol": 0, "maxcor": 30}
+        result = scipy.optimize.minimize(
+            objective, start, jac=True, method="L-BFGS-B", options=options
+        )
+        gradient = np.abs(objective(result.x)[1]).max()
+        if gradient > 1e-6:
+            raise FloatingPointError(f"L-BFGS stopped at a gradient of {gradient}.")
+        weights = result.x.reshape(-1, classes)
+        model.set_weights([weights[:-1], weights[-1]])
+
+
+def digits_model() -> keras.Model:
+    """Softmax regression on 64 pixels: 650 parameters."""
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    model.compile("sgd", _LOSS)
+    return model
+
+
+def mnist_model() -> keras.Model:
+    """Softmax regression on 784 pixels: 7,850 parameters."""
+    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(0.01), _LOSS)
+    return model
+
+
+def fashion_model() -> keras.Model:
+    """The mlp of the examples: 567,434 parameters."""
+    model = models.mlp((28, 28, 1), 10)
+    model.compile(keras.optimizers.SGD(0.03, momentum=0.9, weight_decay=1e-3), _LOSS)
+    return model
+
+
+def digits(l2: float, num_subsets: int = 100) -> Problem:
+    """The first 600 of scikit-learn's digits, and the next 40 as queries."""
+    x, y = datasets.load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32)
+    return Problem(
+        digits_model,
+        (x[:600], y[:600]),
+        (x[600:640], y[600:640]),
+        ki.trainers.random_subsets(600, num_subsets),
+        train_fn=SoftmaxRegression(l2),
+        seeds="shared",  # The optimum is one, wherever the training begins.
+        l2=l2,
+    )
+
+
+def mnist(seeds: str, data_dir: str | None) -> Problem:
+    """5,000 training images and 500 test images, 20 epochs of plain SGD: not converged."""
+    data = image_data.load("mnist", data_dir, 5000)
+    images, queries = (
+        ((images.reshape(len(images), -1) - 0.1307) / 0.3081).astype(np.float32)
+        for images in (data.train_images, data.test_images[:500])
+    )
+    return Problem(
+        mnist_model,
+        (images, data.train_labels),
+        (queries, data.test_labels[:500]),
+        ki.trainers.random_subsets(5000, 100),
+        fit={"epochs": 20, "batch_size": 32},
+        seeds=seeds,
+    )
+
+
+def fashion(data_dir: str | None) -> Problem:
+    """6,144 training images and 100 test images of Fashion-MNIST, and a network of 4 layers."""
+    data = image_data.load("fashion_mnist", data_dir, 6144)
+    return Problem(
+        fashion_model,
+        (data.train_images, data.train_labels),
+        (data.test_images[:100], data.test_labels[:100]),
+        ki.trainers.random_subsets(6144, 100),
+        fit={"epochs": 20, "batch_size": 64},
+        repeats=5,
+    )
+
+
+PROBLEMS: dict[str, Callable[[str | None], Problem]] = {
+    "digits-1e-2": lambda data_dir: digits(1e-2),
+    "digits-1e-3": lambda data_dir: digits(1e-3),
+    "mnist-one": functools.partial(mnist, "shared"),
+    "mnist-own": functools.partial(mnist, "own"),
+    "fashion": fashion,
+}
