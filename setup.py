@@ -42,6 +42,7 @@ setuptools.setup(
         "scipy>=1.11",
         "tensorflow>=2.21",
         "tensorstore>=0.1.80",
+        "threadpoolctl>=3.1",
     ],
     extras_require={"examples": EXAMPLES, "faiss": FAISS, "test": TEST},
     # Not `build`: where file names ignore case, the BUILD file is already there.

@@ -3,7 +3,8 @@
     python benchmarks/large.py --parts=basis,index,search
 
 basis   Arnoldi on a model of 20 million parameters, its vectors in memory and on the disk: time of
-        all, time in Hessian products, and what is resident at the most. In a process each.
+        all, time in Hessian products, and what is resident at the most; in a process each. And how
+        fast this machine reads memory. 100 products need 8 GB of disk, and of memory.
 index   `InfluenceScorer.index` into a directory, over examples that a generator makes: rate, and
         what is resident at the most, for a tenth of the examples and for all.
 search  The ten proponents and the ten opponents of 100 queries among a million encodings of 100
@@ -97,6 +98,7 @@ def basis(place: str, width: int, num_iterations: int, rank: int, num: int) -> d
             num_iterations,
             batch_size=500,
             basis="host" if place == "host" else path,
+            complement=None,  # It is of the iteration alone.
             verbose=0,
         )
         with Resident() as resident:
@@ -114,8 +116,22 @@ def basis(place: str, width: int, num_iterations: int, rank: int, num: int) -> d
             "resident_mb": resident.peak,
             "basis_mb": 4 * model.count_params() * num_iterations / 1e6,
             "largest_eigenvalues": arnoldi.eigenbasis.values[:3].tolist(),
+            "orthogonality": arnoldi.orthogonality,
             "matmul_gflops": runs.matmul_gflops(),
+            "read_gbytes_per_second": read_rate(),
         }
+
+
+def read_rate(num_rows: int = 100, columns: int = 2_000_000, repeats: int = 5) -> float:
+    """How fast numpy multiplies rows in memory with a vector: the most that a basis is read at."""
+    rows = np.ones((num_rows, columns), np.float32)
+    vector = np.ones(columns, np.float32)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        rows @ vector
+        seconds.append(time.perf_counter() - start)
+    return rows.nbytes / 1e9 / float(np.median(seconds))
 
 
 def generated(num: int, batch_size: int) -> tf.data.Dataset:
@@ -222,6 +238,7 @@ def main(argv: Sequence[str]) -> None:
         if part == "basis":
             given = (options.width, options.num_iterations, options.rank, options.num_train)
             rows = [new(basis, place, *given) for place in ("host", "disk")]
+            rows[1]["ratio"] = rows[1]["seconds"] / rows[0]["seconds"]
         elif part == "index":
             rows = [new(index, num, 10) for num in (options.num_index // 10, options.num_index)]
         elif part == "search":

@@ -277,6 +277,7 @@ def large() -> str:
             f"| {place} | {row['seconds']:,.0f} | {row['product_seconds']:,.0f} "
             f"| {row['resident_mb']:,.0f} |"
         )
+    lines += ["", f"On the disk it takes {disk['seconds'] / memory['seconds']:.2f} times as long."]
     rates = ", ".join(
         f"{name} {1000 * median:,.0f} ms ({1000 * low:,.0f} to {1000 * high:,.0f})"
         for name, (low, median, high) in found["seconds"].items()

@@ -39,10 +39,13 @@ class Basis(Protocol):
         """Forgets the rows from `count` on."""
 
     def blocks(self, count: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Columns and the first `count` rows of them, [count, width], from the first column on."""
+        """Columns and the first `count` rows of them, [count, width], from the first column on.
+
+        A block holds until the next one is asked for.
+        """
 
     def write(self, columns: slice, values: np.ndarray) -> None:
-        """Sets columns of all rows that there is room for, [rows, width]."""
+        """Sets columns of all rows that there is room for, [rows, width]: in order."""
 
     def combine(self, combination: np.ndarray) -> None:
         """Puts `combination` [m, rows] times the rows in their place. Where rows outlive the

@@ -1,6 +1,6 @@
 """Vectors on disk, read in blocks of columns: an eigenbasis larger than memory."""
 
-import concurrent.futures
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +9,11 @@ from typing import Any, Self
 import numpy as np
 
 from keras_influence.storage.errors import TornStoreError
+from keras_influence.storage.reading import NUM_BUFFERS, ChunkFiles, ahead
 from keras_influence.storage.zarr import ArrayFile, readable_errors
+
+# Bytes of a block, few enough to be read, widened and multiplied in the processor's cache.
+_BLOCK_BYTES = 2**22
 
 # Entries of a chunk, of one row: not so few that files are many, not so many that a block of them
 # from every row fills the memory.
@@ -36,9 +40,8 @@ def _generation(name: str) -> tuple[str, int]:
 class StoredRows:
     """Vectors [p] as rows of an array of a store, appended one by one; see `linalg.Basis`.
 
-    Two blocks are in memory at a time: one is computed with while the next is read. What this
-    process wrote, or has checked, it then reads from the files themselves, four times as fast as
-    through TensorStore: an iteration reads each vector hundreds of times.
+    A block is computed with while the next ones are read. What this process wrote, or has checked,
+    it then reads from the files themselves: an iteration reads each vector hundreds of times.
 
     Args:
         file: the array, of shape [rows that there is room for, p].
@@ -50,6 +53,7 @@ class StoredRows:
         self.file = file
         self._array = array
         self._count = count
+        self._filling: np.ndarray | None = None  # A chunk of columns of all rows, in the making.
         self._checked = 0  # Rows of which every chunk was compared with its checksum, or made here.
         self.stored_dtype = np.dtype(file.dtype)
         # bfloat16 is for storing, and nothing is computed in it.
@@ -87,7 +91,7 @@ class StoredRows:
 
     @property
     def width(self) -> int:
-        """Columns of a block; `write` is whole where it is given such blocks."""
+        """Columns of a chunk."""
         return self.file.chunk[1]
 
     @property
@@ -105,7 +109,22 @@ class StoredRows:
         self._checked = min(self._checked, count)
 
     def write(self, columns: slice, values: np.ndarray) -> None:
-        self._store(slice(0, len(values)), columns, values)
+        size = self.file.shape[1]
+        first, last, _ = columns.indices(size)
+        if self._filling is None or len(self._filling) != len(values):
+            self._filling = np.empty((len(values), self.width), self.stored_dtype)
+        # In whole chunks, as they are written; columns come in order.
+        while first < last:
+            chunk = first - first % self.width
+            stop = min(chunk + self.width, last)
+            taken, values = values[:, : stop - first], values[:, stop - first :]
+            self._filling[:, first - chunk : stop - chunk] = taken
+            first = stop
+            if stop in (chunk + self.width, size):
+                filled = self._filling[:, : stop - chunk]
+                self._store(slice(0, len(filled)), slice(chunk, stop), filled)
+        if last == size:
+            self._filling = None
         self._count = len(values)
 
     def combine(self, combination: np.ndarray) -> None:
@@ -138,33 +157,53 @@ class StoredRows:
         self._count, self._checked = other._count, other._checked
 
     def blocks(self, count: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Columns and the first `count` rows of them; a block holds until the next is asked for."""
         size, width = self.file.shape[1], self.width
-        parts = [slice(start, min(start + width, size)) for start in range(0, size, width)]
-        directly = count <= self._checked and self.file.path is not None
-        read = self._read_files if directly else self._read
-        with concurrent.futures.ThreadPoolExecutor(1) as ahead:
-            pending = ahead.submit(read, count, parts[0])
-            for number, columns in enumerate(parts):
-                block = pending.result()
-                if number + 1 < len(parts):
-                    pending = ahead.submit(read, count, parts[number + 1])
-                yield columns, block
+        step = max(1, min(_BLOCK_BYTES // (self.stored_dtype.itemsize * max(count, 1)), width))
+        parts = [
+            slice(start, min(start + step, chunk + width, size))
+            for chunk in range(0, size, width)
+            for start in range(chunk, min(chunk + width, size), step)
+        ]
+        buffers = [np.empty((count, step), self.stored_dtype) for _ in range(NUM_BUFFERS)]
+
+        def buffer(number: int) -> np.ndarray:
+            columns = parts[number]
+            return buffers[number % NUM_BUFFERS][:, : columns.stop - columns.start]
+
+        if count <= self._checked and self.file.path is not None:
+            files = ChunkFiles(self.file.path / "c", count)
+
+            def from_files(number: int) -> np.ndarray:
+                column, start = divmod(parts[number].start, width)
+                files.read(column, start, buffer(number))
+                return buffer(number).astype(self.dtype, copy=False)
+
+            blocks = ahead(from_files, len(parts))
+            # The thread ends before the files are closed, also where not all blocks were asked for.
+            with contextlib.closing(files), contextlib.closing(blocks):
+                yield from zip(parts, blocks, strict=True)
+            return
+        chunk, chunk_start = np.empty((count, 0), self.stored_dtype), 0
+
+        def through_store(number: int) -> np.ndarray:
+            nonlocal chunk, chunk_start
+            columns = parts[number]
+            if columns.start % width == 0:
+                chunk, chunk_start = self._read(count, columns.start), columns.start
+            # Into memory like that for files: a sum's bits may depend on where it lies.
+            taken = buffer(number)
+            taken[...] = chunk[:, columns.start - chunk_start : columns.stop - chunk_start]
+            return taken.astype(self.dtype, copy=False)
+
+        with contextlib.closing(ahead(through_store, len(parts))) as blocks:
+            yield from zip(parts, blocks, strict=True)
         self._checked = max(self._checked, count)
 
-    def _read(self, count: int, columns: slice) -> np.ndarray:
+    def _read(self, count: int, start: int) -> np.ndarray:
+        stop = min(start + self.width, self.file.shape[1])
         with readable_errors(self.file.location):
-            read = np.asarray(self._array[:count, columns].read(order="C").result())
-        return read.astype(self.dtype, copy=False)
-
-    def _read_files(self, count: int, columns: slice) -> np.ndarray:
-        assert self.file.path is not None
-        block = np.empty((count, columns.stop - columns.start), self.stored_dtype)
-        for row in range(count):
-            place = self.file.path / "c" / str(row) / str(columns.start // self.width)
-            with open(place, "rb", buffering=0) as file:
-                if file.readinto(block[row].view(np.uint8)) != block[row].nbytes:
-                    raise TornStoreError(f"{place} was shortened while it was in use.")
-        return block.astype(self.dtype, copy=False)
+            return np.asarray(self._array[:count, start:stop].read(order="C").result())
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, step = rows.indices(self._count)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import threadpoolctl
 
 from keras_influence import storage
 from keras_influence.linalg import arnoldi, distill
@@ -15,7 +16,7 @@ def test_rows_come_back_in_blocks_and_by_number(tmp_path):
     for row in values[:5]:
         rows.append(row)
     assert rows.shape == (5, 1000)
-    blocks = list(rows.blocks(4))
+    blocks = [(columns, block.copy()) for columns, block in rows.blocks(4)]
     assert [columns for columns, _ in blocks] == [
         slice(0, 300),
         slice(300, 600),
@@ -48,21 +49,60 @@ def test_a_row_that_is_not_whole_ends_the_rows(tmp_path):
         list(opened.blocks(2))
 
 
-def test_rows_that_were_checked_are_read_from_their_files(tmp_path):
+def test_rows_that_were_checked_are_read_from_their_files(tmp_path, monkeypatch):
     values = np.random.default_rng(0).standard_normal((6, 1000)).astype(np.float32)
     rows = _rows(tmp_path)
     for row in values:
         rows.append(row)
     opened = storage.StoredRows.open(rows.file)
     first, second, own = (
-        np.concatenate([block for _, block in each.blocks(6)], axis=1)
+        np.concatenate([block.copy() for _, block in each.blocks(6)], axis=1)
         for each in (opened, opened, rows)
     )
     for found in (first, second, own):
         np.testing.assert_array_equal(found, values)
+    with monkeypatch.context() as patch:
+        # Blocks narrower than a chunk, checked and unchecked, are the same, in the same places.
+        patch.setattr("keras_influence.storage.rows._BLOCK_BYTES", 4 * 6 * 70)
+        again = storage.StoredRows.open(rows.file)
+        narrow = [[(columns, block.copy()) for columns, block in again.blocks(6)] for _ in range(2)]
+        # Four of 70 and one of 20 of each chunk of 300, and of the last 100 one and a rest.
+        assert [columns.stop - columns.start for columns, _ in narrow[0]] == (
+            3 * [70, 70, 70, 70, 20] + [70, 30]
+        )
+        for found in narrow:
+            np.testing.assert_array_equal(np.concatenate([b for _, b in found], axis=1), values)
+        # Written in such blocks, it is there in whole chunks.
+        copy = storage.StoredRows.create(tmp_path, "copy", (6, 1000), "float32", 300)
+        for columns, block in again.blocks(6):
+            copy.write(columns, block)
+        np.testing.assert_array_equal(copy[:], values)
     (tmp_path / "rows/c/3/1").write_bytes(b"short")
     with pytest.raises(storage.TornStoreError, match=r"c/3/1 was shortened"):
         list(opened.blocks(6))
+    (tmp_path / "rows/c/3/1").unlink()
+    with pytest.raises(storage.TornStoreError, match=r"c/3/1 was removed"):
+        list(opened.blocks(6))
+
+
+def test_one_thread_multiplies_while_another_reads(tmp_path):
+    def threads():
+        return [
+            each["num_threads"]
+            for each in threadpoolctl.threadpool_info()
+            if each["user_api"] == "blas"
+        ]
+
+    rows = _rows(tmp_path)
+    rows.append(np.ones(1000, np.float32))
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        assert threads()
+        assert set(threads()) == {2}
+        blocks = rows.blocks(1)
+        next(blocks)
+        assert set(threads()) == {1}
+        blocks.close()
+        assert set(threads()) == {2}
 
 
 def test_rows_in_bfloat16(tmp_path):
@@ -75,7 +115,7 @@ def test_rows_in_bfloat16(tmp_path):
     for each in (rows, opened, opened):
         assert (each.dtype, each.stored_dtype) == (np.float32, np.dtype("bfloat16"))
         np.testing.assert_array_equal(each[:], rounded)
-        blocks = [block for _, block in each.blocks(6)]
+        blocks = [block.copy() for _, block in each.blocks(6)]
         np.testing.assert_array_equal(np.concatenate(blocks, axis=1), rounded)
     # Two bytes an entry, and a checksum.
     assert (tmp_path / "rows/c/0/0").stat().st_size == 2 * 300 + 4
