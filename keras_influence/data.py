@@ -5,14 +5,18 @@ depends on how the dataset was batched; the last one is filled up with copies of
 of weight 0.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 DEFAULT_BATCH_SIZE = 128
+
+_T = TypeVar("_T")
 
 
 class Batch(NamedTuple):
@@ -94,6 +98,47 @@ def batches(dataset: Any, batch_size: int | None = None) -> Iterator[Batch]:
         position += num_pending
     if position == 0:
         raise ValueError("The dataset is empty: it yields no example.")
+
+
+def prefetched(items: Iterable[_T]) -> Generator[_T, None, None]:
+    """The items, each made in a thread while the one before it is in use.
+
+    Close it (`contextlib.closing`) where it may be left before its end: the thread ends then.
+    """
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(1)
+    closed = threading.Event()
+
+    def put(item: tuple[Any, BaseException | None]) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+        thread.join()
 
 
 def count(dataset: Any) -> int:

@@ -72,18 +72,28 @@ def is_chief(model: keras.Model) -> bool:
     return bool(strategy.extended.should_checkpoint)
 
 
-def check_one_worker(model: keras.Model, what: str) -> None:
-    """Refuses what one process would go on with where another one is elsewhere.
+def has_several_workers(model: keras.Model) -> bool:
+    """Whether other processes run the same program under `model`'s strategy."""
+    strategy = strategy_of(model)
+    return strategy is not None and several_workers(strategy)
+
+
+def worker_number(model: keras.Model) -> int:
+    """Of this process among those that run the program, from 0."""
+    strategy = strategy_of(model)
+    assert strategy is not None
+    return _worker_number(strategy)
+
+
+def sum_over_workers(model: keras.Model, array: np.ndarray) -> np.ndarray:
+    """The sum of the arrays that each process gives, in every process.
 
     Raises:
-        NotImplementedError: the model's strategy has several workers.
+        WorkerLostError: another worker ended.
     """
     strategy = strategy_of(model)
-    if strategy is not None and several_workers(strategy):
-        raise NotImplementedError(
-            f"{what} is that of one process: several workers, of which each was killed at another "
-            "step, would not go on together. Leave the directory out, or use one worker."
-        )
+    assert strategy is not None
+    return _sum_over_workers(strategy, array)
 
 
 def gather(
@@ -436,10 +446,7 @@ def _reduced(strategy: tf.distribute.Strategy, value: Any) -> tf.Tensor:
         return strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
 
 
-def _rows_of_workers(strategy: tf.distribute.Strategy, row: np.ndarray) -> np.ndarray:
-    """Each process's row, in every process: [workers, n]. Float64 holds integers to 2^53."""
-    local = len(strategy.extended.worker_devices)
-    table = np.zeros((strategy.num_replicas_in_sync // local, len(row)))
+def _worker_number(strategy: tf.distribute.Strategy) -> int:
     replicas: list[int] = []
 
     def number(replica: int) -> np.ndarray:
@@ -447,7 +454,14 @@ def _rows_of_workers(strategy: tf.distribute.Strategy, row: np.ndarray) -> np.nd
         return np.zeros(())
 
     per_replica(strategy, number)
-    table[replicas[0] // local] = row
+    return replicas[0] // len(strategy.extended.worker_devices)
+
+
+def _rows_of_workers(strategy: tf.distribute.Strategy, row: np.ndarray) -> np.ndarray:
+    """Each process's row, in every process: [workers, n]. Float64 holds integers to 2^53."""
+    local = len(strategy.extended.worker_devices)
+    table = np.zeros((strategy.num_replicas_in_sync // local, len(row)))
+    table[_worker_number(strategy)] = row
     return _sum_over_workers(strategy, table)
 
 

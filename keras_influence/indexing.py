@@ -1,9 +1,12 @@
 """An index in a directory: which method it belongs to, and how it grows part by part."""
 
+import concurrent.futures
+import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -11,24 +14,69 @@ import tensorflow as tf
 from keras_influence import data, storage
 from keras_influence.methods import EncodingMethod
 from keras_influence.methods.preemption import between_steps
+from keras_influence.workers import Workers
 
-# Examples that are taken at once, at least: what a kill can cost.
+# Examples of a part, at least. A kill can cost two parts: the one that is computed, and the one
+# that is written meanwhile.
 _PART_ROWS = 4096
+# Rows that another worker is told at once.
+_SENT_ROWS = 65536
+
+
+Index = storage.StoredIndex | storage.MirroredIndex
 
 
 def open_index(
-    path: pathlib.Path, method: EncodingMethod, manifest: dict[str, Any], arrays: dict[str, Any]
-) -> storage.StoredIndex:
-    """The index in a directory that this process holds, made where there is none.
+    path: pathlib.Path,
+    method: EncodingMethod,
+    manifest: dict[str, Any],
+    arrays: dict[str, Any],
+    workers: Workers,
+) -> Index:
+    """The index in a directory that the chief of the workers holds, made where there is none.
 
     Args:
         path: the directory; see `storage.writing`.
         method: that encodes.
         manifest, arrays: of a scorer with this method.
+        workers: all of them. The others than the chief get what its index holds, in memory.
 
     Raises:
         ValueError: the directory holds something else, or an index of something else.
     """
+    if not workers.several:
+        return _stored(path, method, manifest, arrays)
+    workers.agree("index", _identity(manifest))
+    opened: list[storage.StoredIndex] = []
+
+    def records() -> list[dict[str, Any]]:
+        opened.append(_stored(path, method, manifest, arrays))
+        return opened[0].records()
+
+    known = workers.told(records)
+    count = max((record["stop"] for record in known if record["kind"] == "rows"), default=0)
+    blocks = [_no_rows(method)]
+
+    def read(start: int) -> np.ndarray:
+        return opened[0].read(start, min(start + _SENT_ROWS, count))
+
+    for start in range(0, count, _SENT_ROWS):
+        block = workers.given(functools.partial(read, start))
+        if not workers.chief:
+            blocks.append(block)
+    if workers.chief:
+        return opened[0]
+    return storage.MirroredIndex(path, known, np.concatenate(blocks))
+
+
+def _no_rows(method: EncodingMethod) -> np.ndarray:
+    dtype = method.maps.parameters.dtype.as_numpy_dtype
+    return np.zeros((0, len(method.metric)), dtype)
+
+
+def _stored(
+    path: pathlib.Path, method: EncodingMethod, manifest: dict[str, Any], arrays: dict[str, Any]
+) -> storage.StoredIndex:
     if (path / storage.MANIFEST).exists():
         found = storage.read_manifest(path)
         if "encodings" not in found or _identity(found) != _identity(manifest):
@@ -47,8 +95,7 @@ def open_index(
         raise ValueError(
             f"{path} holds no index, but {sorted(others)[:3]}. Choose a directory of its own."
         )
-    dtype = method.maps.parameters.dtype.as_numpy_dtype
-    described = storage.StoredIndex.create(path, len(method.metric), dtype)
+    described = storage.StoredIndex.create(path, len(method.metric), _no_rows(method).dtype)
     storage.fill_store(path, {**manifest, "encodings": described}, arrays)
     return storage.StoredIndex(path, described)
 
@@ -66,10 +113,11 @@ def _identity(manifest: dict[str, Any]) -> Any:
     return method["kind"], described, method["num_train"], manifest["state"], manifest["weights"]
 
 
-def add_dataset(index: storage.StoredIndex, method: EncodingMethod, examples: Any) -> None:
+def add_dataset(index: Index, method: EncodingMethod, examples: Any, workers: Workers) -> None:
     """Adds a data set to an index, or what is missing of the one that was begun.
 
-    On SIGTERM the part in hand is added, and the process exits.
+    A part is written while the next one is computed, and the one after that is read. On SIGTERM the
+    part in hand is added, and the process exits.
 
     Raises:
         ValueError: another data set was begun.
@@ -77,27 +125,60 @@ def add_dataset(index: storage.StoredIndex, method: EncodingMethod, examples: An
     data.check_order(examples)
     encoders = list(method._query_encoders())
     progress = method._progress("index")
-    first, done = "", 0
-    with between_steps("the index") as check:
-        for part in _parts(examples, method.batch_size):
+    first, done, begun = "", 0, index.num_unfinished
+    with (
+        between_steps("the index") as check,
+        contextlib.closing(data.prefetched(_parts(examples, method.batch_size))) as parts,
+        _Writer(index, workers) as writer,
+    ):
+        for part in parts:
             first = first or fingerprint(part[0], 0)
             before, done = done, done + sum(batch.num_examples for batch in part)
             last = fingerprint(part[-1], -1)
-            if before < index.num_unfinished:
+            if before < begun:
                 # Of parts that were added before a kill, the first example and the last of all.
-                found = (first, last, done) if done >= index.num_unfinished else (first,)
+                found = (first, last, done) if done >= begun else (first,)
                 _check_begun(index, found)
                 continue
-            index.add(method._encoded_rows(part, encoders), first, last)
+            writer.add(method._encoded_rows(part, encoders), first, last)
             progress.add(len(part))
             check()
-        if done < index.num_unfinished:
+        if done < begun:
             _check_begun(index, (first, "", done))
-        index.end()
+        writer.wait()
+        workers.each(index.end)
     progress.close()
 
 
-def _check_begun(index: storage.StoredIndex, found: tuple[Any, ...]) -> None:
+class _Writer:
+    """Adds parts to an index in a thread, one after the other."""
+
+    def __init__(self, index: Index, workers: Workers):
+        self._index = index
+        self._workers = workers
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._pending: concurrent.futures.Future | None = None
+
+    def add(self, rows: np.ndarray, first: str, last: str) -> None:
+        """Begins to, when the part before is there."""
+        self.wait()
+        self._pending = self._thread.submit(self._index.add, rows, first, last)
+
+    def wait(self) -> None:
+        """Until all parts are there; raises what went wrong with one."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._workers.each(pending.result)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # What was begun is finished, also on the way out of the process.
+        self._thread.shutdown()
+
+
+def _check_begun(index: Index, found: tuple[Any, ...]) -> None:
     begun = index.unfinished
     assert begun is not None
     if (begun["first"], begun["last"], index.num_unfinished)[: len(found)] != found:
@@ -120,7 +201,7 @@ def _parts(examples: Any, batch_size: int | None) -> Iterator[list[data.Batch]]:
         yield part
 
 
-def is_last_dataset(index: storage.StoredIndex, examples: Any) -> bool:
+def is_last_dataset(index: Index, examples: Any) -> bool:
     """Whether a data set is the one that was appended last: its size, first and last example."""
     if index.num_datasets < 2 or index.unfinished is not None:
         return False

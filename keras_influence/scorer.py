@@ -1,5 +1,6 @@
 """A Keras layer that answers: which training examples speak for this prediction, which against?"""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from keras_influence.retrieval import (
     search_from,
     top_influences,
 )
+from keras_influence.workers import Workers
 
 # Weights of each variable that a call compares with those of the index: optimizer steps change
 # nearly all, so a few tell; `index` and `load` compare every bit.
@@ -83,7 +85,7 @@ class InfluenceScorer(keras.layers.Layer):
         self.k = k
         self.search = search_from(search)
         self._searcher: Callable[[np.ndarray, int], Influences] | None = None
-        self._index: HostIndex | storage.StoredIndex | None = None
+        self._index: HostIndex | indexing.Index | None = None
 
     def index(self, train: Any, directory: str | os.PathLike | None = None) -> Self:
         """Encodes the training set, whose examples' positions become the ids.
@@ -91,8 +93,9 @@ class InfluenceScorer(keras.layers.Layer):
         Args:
             train: the training data; see `data.batches`.
             directory: where the encodings go, part by part, instead of memory. A call with the same
-                method, data and directory goes on where a killed one was, and an index that is
-                whole is opened. `load` opens it too.
+                method, data and directory goes on where a killed one was (two parts of about 4,096
+                examples may be lost), and an index that is whole is opened. `load` opens it too.
+                Of several workers the first one's, which tells the others, who keep it in memory.
 
         Raises:
             ValueError: the directory holds an index of another method or weights, of other data, or
@@ -104,12 +107,11 @@ class InfluenceScorer(keras.layers.Layer):
         if directory is None:
             self._set_index(HostIndex(self.method.encode(train)))
             return self
-        distribution.check_one_worker(self.method.model, "An index in a directory")
-        path = pathlib.Path(directory)
-        with storage.writing(path):
-            index = self._open(path)
+        path, workers = pathlib.Path(directory), Workers(self.method.model)
+        with workers.writing(path):
+            index = self._open(path, workers)
             if index.num_datasets == 0:
-                indexing.add_dataset(index, self.method, train)
+                indexing.add_dataset(index, self.method, train, workers)
             elif index.first != indexing.fingerprint(next(data.batches(train)), 0):
                 raise ValueError(
                     f"{path} holds the index of another data set: its first example is not that of "
@@ -133,12 +135,13 @@ class InfluenceScorer(keras.layers.Layer):
             self._set_index(index)
             return self
         self._check_weights()
-        with storage.writing(index.directory):
-            index = self._open(index.directory)
+        workers = Workers(self.method.model)
+        with workers.writing(index.directory):
+            index = self._reopened(index, workers)
             if indexing.is_last_dataset(index, examples):
                 logging.info("These examples are in %s already.", index.directory)
             else:
-                indexing.add_dataset(index, self.method, examples)
+                indexing.add_dataset(index, self.method, examples, workers)
         self._set_index(index)
         return self
 
@@ -158,19 +161,24 @@ class InfluenceScorer(keras.layers.Layer):
                 f"Of {len(index)} examples {len(index) - len(gone)} would remain, too few to "
                 f"retrieve k={self.k}."
             )
-        if isinstance(index, storage.StoredIndex):
-            with storage.writing(index.directory):
-                index = self._open(index.directory)
-                index.remove(gone)
-        else:
+        if isinstance(index, HostIndex):
             index.remove(gone)
+        else:
+            workers = Workers(self.method.model)
+            with workers.writing(index.directory):
+                index = self._reopened(index, workers)
+                workers.each(functools.partial(index.remove, gone))
         self._set_index(index)
         return self
 
-    def _open(self, path: pathlib.Path) -> storage.StoredIndex:
-        return indexing.open_index(path, self.method, *self._to_store())
+    def _open(self, path: pathlib.Path, workers: Workers) -> indexing.Index:
+        return indexing.open_index(path, self.method, *self._to_store(), workers)
 
-    def _indexed(self) -> HostIndex | storage.StoredIndex:
+    def _reopened(self, index: indexing.Index, workers: Workers) -> indexing.Index:
+        # Another process may have written there since; but not where several share the work.
+        return index if workers.several else self._open(index.directory, workers)
+
+    def _indexed(self) -> HostIndex | indexing.Index:
         if self._index is None:
             raise ValueError("The scorer has no index yet: call `scorer.index(train)` first.")
         return self._index
@@ -185,7 +193,7 @@ class InfluenceScorer(keras.layers.Layer):
         """int64 [N], of the examples in the index."""
         return self._indexed().ids
 
-    def _set_index(self, index: HostIndex | storage.StoredIndex) -> None:
+    def _set_index(self, index: HostIndex | indexing.Index) -> None:
         if self.k > len(index):
             raise ValueError(
                 f"k={self.k} examples cannot be retrieved out of the {len(index)} indexed."
@@ -249,7 +257,7 @@ class InfluenceScorer(keras.layers.Layer):
         rest = tf.zeros([tf.shape(encoded)[0], len(self._metric) - encoded.shape[1]])
         return tf.concat([tf.cast(encoded, tf.float32), rest], axis=1) * self._metric
 
-    def _top(self, index: HostIndex | storage.StoredIndex, examples: tuple[Any, ...]) -> Influences:
+    def _top(self, index: HostIndex | indexing.Index, examples: tuple[Any, ...]) -> Influences:
         """In a graph: an index in memory becomes part of it, or it is Python that searches."""
         encoded = self._encoded(examples)
         if isinstance(index, HostIndex) and isinstance(self.search, ExactSearch):
@@ -297,7 +305,7 @@ class InfluenceScorer(keras.layers.Layer):
             emit(f"InfluenceScorer, k={self.k}: not indexed")
         else:
             size = len(index) * index.rank * index.dtype.itemsize / 2**20
-            place = f" in {index.directory}" if isinstance(index, storage.StoredIndex) else ""
+            place = "" if isinstance(index, HostIndex) else f" in {index.directory}"
             emit(
                 f"InfluenceScorer, k={self.k}: {len(index):,} examples in {index.rank} numbers "
                 f"each, {size:.1f} MiB{place}"
@@ -368,7 +376,7 @@ def load(path: str, model: keras.Model) -> InfluenceMethod | InfluenceScorer:
     manifest, arrays = storage.load_store(path, in_place)
     if manifest.get("kind") != InfluenceScorer.__name__:
         return method_from_store(manifest, arrays, model)
-    index: HostIndex | storage.StoredIndex
+    index: HostIndex | indexing.Index
     if "encodings" in manifest:
         index = storage.StoredIndex(path, manifest["encodings"])
         if index.num_datasets == 0:

@@ -26,6 +26,7 @@ FLOORS = (
     "replicas",
     "storage",
     "checkpoints",
+    "workers",
     "callbacks",
     "trainers",
     "methods",

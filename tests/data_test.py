@@ -166,3 +166,25 @@ def test_examples_of_several_shapes_cannot_be_drawn():
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     with pytest.raises(ValueError, match=r"must all have one shape"):
         data.read(dataset)
+
+
+def test_what_is_read_ahead():
+    made = []
+
+    def items():
+        for number in range(5):
+            made.append(number)
+            yield number
+        raise OSError("gone")
+
+    reader = data.prefetched(items())
+    assert [next(reader) for _ in range(5)] == list(range(5))
+    with pytest.raises(OSError, match="gone"):
+        next(reader)
+    # Left early, it makes no more than was ahead: one that waits, and one in hand.
+    made.clear()
+    reader = data.prefetched(items())
+    assert next(reader) == 0
+    reader.close()
+    assert len(made) <= 3
+    assert list(data.prefetched(iter([]))) == []

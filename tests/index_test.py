@@ -358,20 +358,21 @@ def test_sigterm_finishes_the_part(tmp_path):
         import os, signal
         import keras_influence as ki
         from keras_influence import indexing
-        from keras_influence.storage import StoredIndex
         from tests import cases, index_test
 
         indexing._PART_ROWS = 10
         model, train = cases.image_model(), cases.images(47)
-        scorer = ki.InfluenceScorer(index_test._method(model, train), k=3)
-        add = StoredIndex.add
+        method = index_test._method(model, train)
+        scorer = ki.InfluenceScorer(method, k=3)
+        project, batches = method.maps.project, []
 
-        def signalled(self, *args):
-            if self.num_unfinished == 10:
+        def signalled(*args):
+            batches.append(1)
+            if len(batches) == 3:  # In the second part of two batches each.
                 os.kill(os.getpid(), signal.SIGTERM)
-            add(self, *args)
+            return project(*args)
 
-        StoredIndex.add = signalled
+        method.maps.project = signalled
         scorer.index(train, {str(tmp_path / "index")!r})
     """
     ended = subprocess.run(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from keras_influence import checkpoints, data, distribution, storage
+from keras_influence import checkpoints, data, storage
 from keras_influence.gradients import Projector
 from keras_influence.linalg import (
     ArnoldiResult,
@@ -48,11 +48,12 @@ from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
     DurableBasis,
     DurableDeviceBasis,
-    FitDirectory,
     examples_fingerprint,
 )
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.shared_fit import SharedFit
 from keras_influence.methods.work import Job, Load, Work
+from keras_influence.workers import Workers
 
 
 class Arnoldi(InverseMethod, EncodingMethod):
@@ -189,7 +190,9 @@ class Arnoldi(InverseMethod, EncodingMethod):
                 settings with the same directory goes on after the last one, to the bits of a fit
                 that was never interrupted; when all are done the directory is what `save` writes,
                 and such a fit reads it. On SIGTERM the step in hand is finished, and the process
-                exits with code 143.
+                exits with code 143. Of several workers it is the first one's, which tells the
+                others what they need; where the basis lies on the disk they keep it on theirs, in
+                a hidden directory beside this one.
             queries: labelled examples whose influences will be asked for. The iteration then starts
                 from `block_size` random combinations of their gradients, and by default makes
                 `rank` products, all of whose space is kept: the best that there is for these
@@ -213,10 +216,9 @@ class Arnoldi(InverseMethod, EncodingMethod):
         if directory is None:
             self._timed(dataset, lambda: self._fit(dataset, queries))
             return self
-        distribution.check_one_worker(self.model, "A fit in a directory")
-        path = pathlib.Path(directory)
-        with storage.writing(path), between_steps("the fit") as check:
-            self._timed(dataset, lambda: self._fit_in(path, dataset, check, queries))
+        path, workers = pathlib.Path(directory), Workers(self.model)
+        with workers.writing(path), between_steps("the fit") as check:
+            self._timed(dataset, lambda: self._fit_in(path, dataset, check, queries, workers))
         return self
 
     def _fit(self, dataset: Any, queries: Any = None) -> int:
@@ -226,12 +228,14 @@ class Arnoldi(InverseMethod, EncodingMethod):
         self._find(batches, dataset, self._batches_of(queries), basis)
         return num_train
 
-    def _fit_in(self, path: pathlib.Path, dataset: Any, check: Any, queries: Any) -> int:
+    def _fit_in(
+        self, path: pathlib.Path, dataset: Any, check: Any, queries: Any, workers: Workers
+    ) -> int:
         batches, num_train = self._frozen(dataset)
         asked = self._batches_of(queries)
-        directory = FitDirectory(path, self._identity(batches, num_train, asked))
+        directory = SharedFit(path, self._identity(batches, num_train, asked), workers)
         if directory.finished:
-            manifest, arrays = storage.load_store(path, self._large if self._on_disk else ())
+            manifest, arrays = directory.load(self._large if self._on_disk else ())
             self._set_state(arrays)
             self.asymmetry = manifest["asymmetry"]
             self.orthogonality = manifest["orthogonality"]
@@ -242,16 +246,24 @@ class Arnoldi(InverseMethod, EncodingMethod):
             return num_train
         size, dtype = self._size, self.maps.parameters.dtype.as_numpy_dtype
         steps = self._iteration.rows(size)
-        stored = directory.basis(steps, size, self._stored_dtype, self.memory_budget)
-        basis: Basis | Space = stored
         arguments = (steps, self.maps, self.model, self._stored_dtype)
-        if self.basis == "device":
-            basis = DurableDeviceBasis(stored, *device_arguments(*arguments))
-        elif not self._on_disk:
-            basis = DurableBasis(new_basis(self.basis, *arguments), stored)
+        on_device = device_arguments(*arguments) if self.basis == "device" else ()
+        memory = new_basis(self.basis, *arguments) if self.basis == "host" else None
+        stored = directory.basis(steps, size, self._stored_dtype, self.memory_budget, memory)
+        basis: Basis | Space
+        if stored is None:
+            assert memory is not None
+            basis = memory
+        elif memory is not None:
+            basis = DurableBasis(memory, stored)
+        else:
+            basis = DurableDeviceBasis(stored, *on_device) if on_device else stored
 
         def vectors(count: int) -> storage.StoredRows:
-            return storage.StoredRows.create(path, "vectors", (count, size), dtype, stored.width)
+            assert stored is not None
+            return storage.StoredRows.create(
+                directory.place, "vectors", (count, size), dtype, stored.width
+            )
 
         self._find(
             batches,

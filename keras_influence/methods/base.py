@@ -26,6 +26,7 @@ from keras_influence.methods.planned import Planned
 from keras_influence.methods.progress import Progress
 from keras_influence.methods.scoring import Steps, resumable
 from keras_influence.steps import check_steps
+from keras_influence.workers import Workers
 
 SCALES = ("loss", "raw")
 
@@ -204,13 +205,13 @@ class InfluenceMethod(Planned, abc.ABC):
         given = tuple(datasets.values())
         if directory is None:
             return compute(*given, Steps())
-        distribution.check_one_worker(self.model, "Scoring in a directory")
         return resumable(
             what,
             self._scores_depend_on(),
             datasets,
             self.batch_size,
             directory,
+            Workers(self.model),
             lambda steps: compute(*given, steps),
         )
 

@@ -109,19 +109,23 @@ class StepJournal:
         self._after = after
 
     def steps(self) -> list[Step | Restart]:
-        return [_step(record) for record in self._records.read()]
+        return [step_of(record) for record in self._records.read()]
 
     def record(self, step: Step | Restart) -> None:
-        # A float's decimal form gives back its bits.
-        fields = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in step._asdict().items()
-        }
-        self._records.add(fields)
+        self._records.add(step_record(step))
         self._after()
 
 
-def _step(record: dict[str, Any]) -> Step | Restart:
+def step_record(step: Step | Restart) -> dict[str, Any]:
+    """A step as JSON values: a float's decimal form gives back its bits."""
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in step._asdict().items()
+    }
+
+
+def step_of(record: dict[str, Any]) -> Step | Restart:
+    """The step that `step_record` was given."""
     if "matrix" in record:
         return Restart(np.array(record["matrix"]))
     coefficients = np.array(record["coefficients"])

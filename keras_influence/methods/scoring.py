@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_influence import data, storage
 from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import check_identity
+from keras_influence.workers import Workers
 
 _RECORD = "scoring.json"
 _STEPS = "steps"
@@ -80,29 +81,42 @@ class DurableSteps(Steps):
     Args:
         path: of the steps.
         surveys: of the datasets that `parts` will be asked for.
+        workers: that compute together, of which the chief writes.
         after: called after each step.
     """
 
-    def __init__(self, path: pathlib.Path, surveys: Sequence[Survey], after: Callable[[], None]):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        surveys: Sequence[Survey],
+        workers: Workers,
+        after: Callable[[], None],
+    ):
         self._path = path
         self._surveys = surveys
+        self._workers = workers
         self._after = after
 
     def within(self, name: str) -> "DurableSteps":
-        return DurableSteps(self._path / name, self._surveys, self._after)
+        return DurableSteps(self._path / name, self._surveys, self._workers, self._after)
 
     def keep(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         place = self._path / name
-        if (place / storage.MANIFEST).exists():
-            return storage.load_store(place)[1][_SCORES]
+        if self._workers.told((place / storage.MANIFEST).exists):
+            return self._workers.given(lambda: storage.load_store(place)[1][_SCORES])
         array = compute()
-        place.mkdir(parents=True, exist_ok=True)
-        storage.fill_store(place, {"kind": "Step"}, {_SCORES: array})
+
+        def write() -> None:
+            place.mkdir(parents=True, exist_ok=True)
+            storage.fill_store(place, {"kind": "Step"}, {_SCORES: array})
+
+        self._workers.told(write)
         self._after()
         return array
 
     def drop(self, name: str) -> None:
-        shutil.rmtree(self._path / name, ignore_errors=True)
+        if self._workers.chief:
+            shutil.rmtree(self._path / name, ignore_errors=True)
 
     def parts(
         self, dataset: Any, batch_size: int | None
@@ -126,6 +140,7 @@ def resumable(
     datasets: Mapping[str, Any],
     batch_size: int | None,
     directory: str | os.PathLike,
+    workers: Workers,
     compute: Callable[[Steps], np.ndarray],
 ) -> np.ndarray:
     """`compute(steps)`, whose steps outlive this process; or what the directory holds of it.
@@ -136,6 +151,8 @@ def resumable(
         datasets: name -> dataset, as `compute` will read it.
         batch_size: in which it will.
         directory: where the steps go, and in the end the result.
+        workers: that compute together; the directory is the chief's, and it tells the others what
+            it holds.
         compute: see `Steps`.
 
     Raises:
@@ -150,13 +167,17 @@ def resumable(
         whole[name] = f"{survey.num_examples} examples, {survey.fingerprint}"
     # As JSON gives it back: lists for tuples.
     whole = json.loads(json.dumps(whole))
-    with storage.writing(path), between_steps("the scoring") as check:
-        _claim(path, whole)
-        if not (path / storage.MANIFEST).exists():
-            result = compute(DurableSteps(path / _STEPS, list(surveys.values()), check))
-            storage.fill_store(path, {"kind": "Scores", "identity": whole}, {_SCORES: result})
-        shutil.rmtree(path / _STEPS, ignore_errors=True)
-        return storage.load_store(path)[1][_SCORES]
+    workers.agree("scoring", whole)
+    with workers.writing(path), between_steps("the scoring") as check:
+        workers.told(lambda: _claim(path, whole))
+        if not workers.told((path / storage.MANIFEST).exists):
+            steps = DurableSteps(path / _STEPS, list(surveys.values()), workers, check)
+            result = compute(steps)
+            manifest = {"kind": "Scores", "identity": whole}
+            workers.told(lambda: storage.fill_store(path, manifest, {_SCORES: result}))
+        if workers.chief:
+            shutil.rmtree(path / _STEPS, ignore_errors=True)
+        return workers.given(lambda: storage.load_store(path)[1][_SCORES])
 
 
 def _claim(path: pathlib.Path, identity: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from keras_influence.storage.files import (
 from keras_influence.storage.fingerprint import arrays_fingerprint
 from keras_influence.storage.index import StoredIndex
 from keras_influence.storage.journal import Records
+from keras_influence.storage.mirror import MirroredIndex
 from keras_influence.storage.rows import StoredRows, block_width, generation
 from keras_influence.storage.store import (
     MANIFEST,
@@ -25,6 +26,7 @@ from keras_influence.storage.zarr import ArrayFile
 __all__ = [
     "MANIFEST",
     "ArrayFile",
+    "MirroredIndex",
     "Records",
     "StoreInUseError",
     "StoredIndex",

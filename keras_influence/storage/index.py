@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_influence.storage.errors import TornStoreError
 from keras_influence.storage.journal import Records
+from keras_influence.storage.ledger import IndexLedger
 from keras_influence.storage.zarr import ArrayFile, readable_errors
 
 _ROWS_OF_CHUNK = 4096
@@ -16,11 +17,8 @@ _ROWS_OF_CHUNK = 4096
 _CAPACITY = 2**40
 
 
-class StoredIndex:
-    """Rows [rank] numbered from 0, each the encoding of an example whose id is its number.
-
-    Rows come in data sets, of which each is added part by part: a part is there when `add` returns,
-    and a data set when `end` does. Rows of one that has not ended are not seen.
+class StoredIndex(IndexLedger):
+    """Rows [rank] in a directory; see `IndexLedger`.
 
     Args:
         directory: of the index.
@@ -35,18 +33,13 @@ class StoredIndex:
         self._file = ArrayFile(directory, "encodings", **described)
         self._records = Records(self.directory / "records")
         self._array = self._file.open()
-        self._written = 0  # Rows, of data sets that have ended and of the one that has not.
-        self._ended = 0
-        self._removed = np.zeros(0, np.int64)
-        self._datasets: list[dict[str, Any]] = []
-        for record in self._records.read():
-            self._apply(record)
+        super().__init__(self.records())
         chunks = {place[0] for place in self._file.chunks()}
-        missing = set(range(-(-self._written // self._file.chunk[0]))) - chunks
+        missing = set(range(-(-self.num_written // self._file.chunk[0]))) - chunks
         if missing:
             raise TornStoreError(
                 f"{self._file.location} lacks the chunks {sorted(missing)[:5]} of the "
-                f"{self._written} rows that were written. Index again, into a new directory."
+                f"{self.num_written} rows that were written. Index again, into a new directory."
             )
 
     @classmethod
@@ -57,18 +50,9 @@ class StoredIndex:
         file.create()
         return file.describe()
 
-    def _apply(self, record: dict[str, Any]) -> None:
-        kind = record["kind"]
-        if kind == "rows":
-            if not self.unfinished:
-                self._datasets.append({"first": record["first"], "start": self._ended})
-            self._datasets[-1].update(last=record["last"], ended=False)
-            self._written = record["stop"]
-        elif kind == "end":
-            self._datasets[-1]["ended"] = True
-            self._ended = self._written
-        elif kind == "remove":
-            self._removed = np.union1d(self._removed, np.array(record["ids"], np.int64))
+    def records(self) -> list[dict[str, Any]]:
+        """Of what was done so far."""
+        return self._records.read()
 
     def _record(self, **record: Any) -> None:
         self._records.add(record)
@@ -82,45 +66,6 @@ class StoredIndex:
     def rank(self) -> int:
         return self._file.shape[1]
 
-    @property
-    def ids(self) -> np.ndarray:
-        """int64 [N], of the rows that are seen."""
-        return np.setdiff1d(np.arange(self._ended), self._removed, assume_unique=True)
-
-    def __len__(self) -> int:
-        return self._ended - int(np.searchsorted(self._removed, self._ended))
-
-    @property
-    def unfinished(self) -> dict[str, Any] | None:
-        """The data set that has not ended: fingerprints `first` and `last`, and row `start`."""
-        return self._datasets[-1] if self._datasets and not self._datasets[-1]["ended"] else None
-
-    @property
-    def num_datasets(self) -> int:
-        """Data sets that have ended."""
-        return sum(dataset["ended"] for dataset in self._datasets)
-
-    @property
-    def first(self) -> str:
-        """Fingerprint of the first example of all."""
-        return self._datasets[0]["first"]
-
-    @property
-    def last_dataset(self) -> dict[str, Any]:
-        """The last one that has ended: fingerprints `first` and `last`, and `count`."""
-        last = self._datasets[self.num_datasets - 1]
-        return {**last, "count": self._ended - last["start"]}
-
-    @property
-    def next_id(self) -> int:
-        """Of the next example that is added."""
-        return self._ended
-
-    @property
-    def num_unfinished(self) -> int:
-        """Rows of the data set that has not ended."""
-        return self._written - self._ended
-
     def add(self, rows: np.ndarray, first: str, last: str) -> None:
         """Adds rows [n, rank] of a data set.
 
@@ -128,18 +73,15 @@ class StoredIndex:
             rows: the encodings.
             first, last: fingerprints of the data set's first example and of the last one added.
         """
-        stop = self._written + len(rows)
+        stop = self.num_written + len(rows)
         with readable_errors(self._file.location):
-            self._array[self._written : stop].write(rows).result()
+            self._array[self.num_written : stop].write(rows).result()
         self._record(kind="rows", stop=stop, first=first, last=last)
 
-    def end(self) -> None:
-        """The data set is whole: its rows are seen from now on."""
-        self._record(kind="end")
-
-    def remove(self, ids: np.ndarray) -> None:
-        """Rows that are not seen from now on; they keep their place on the disk."""
-        self._record(kind="remove", ids=ids.tolist())
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [stop - start, rank], whether they are seen or not."""
+        with readable_errors(self._file.location):
+            return np.asarray(self._array[start:stop].read(order="C").result())
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Rows [n, rank] of these ids; whole chunks are read and checked for them."""
@@ -160,5 +102,5 @@ class StoredIndex:
                 rows = np.asarray(pending.result())
             pending = next(reads, None)
             ids = np.arange(start, start + len(rows))
-            seen = ~np.isin(ids, self._removed, assume_unique=True)
+            seen = self._seen(ids)
             yield (ids, rows) if seen.all() else (ids[seen], rows[seen])

@@ -161,17 +161,10 @@ def complaints(new_scope, worker=None):
         except (FloatingPointError, ValueError) as error:
             found[name] = f"{type(error).__name__}: {error}"
     if worker is not None:
-        # Each worker its own directory: it is not the lock that refuses.
-        arnoldi = ki.Arnoldi(model, 2, 4, batch_size=6)
-        for name, write in {
-            "fit": lambda path: arnoldi.fit((x, y), path),
-            "device": lambda path: ki.Arnoldi(model, 2, 4, basis="device").fit((x, y)),
-            "index": lambda path: ki.InfluenceScorer(arnoldi.fit((x, y)), k=2).index((x, y), path),
-        }.items():
-            try:
-                write(tempfile.mkdtemp())
-            except NotImplementedError as error:
-                found[name] = str(error)
+        try:
+            ki.Arnoldi(model, 2, 4, basis="device").fit((x, y))
+        except NotImplementedError as error:
+            found["device"] = str(error)
     return found
 
 
