@@ -1,5 +1,6 @@
 """Influence on the dominant eigenvectors of the loss's Hessian."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,7 @@ from keras_influence.methods.inverse import InverseMethod
 from keras_influence.methods.iteration import Iteration, Outcome, query_start
 from keras_influence.methods.iteration_plan import iteration_work
 from keras_influence.methods.negative import check_negative, inverses
-from keras_influence.methods.outside import combined, inside
+from keras_influence.methods.outside import combined, inside, remainders
 from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
     DurableBasis,
@@ -469,6 +470,25 @@ class Arnoldi(InverseMethod, EncodingMethod):
         if self.complement is None and not self.refine:
             return EncodingMethod._scores(self, queries, train, steps)
         return InverseMethod._scores(self, queries, train, steps)
+
+    def _scores_with_error(self, queries: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The constant's standard error times |<r(z), r(x)>|."""
+        found = self.complement_estimate
+        if found is None or self.refine:
+            raise ValueError(
+                "The uncertainty of Arnoldi is that of the complement's constant, which it has "
+                f"with a complement and without refining. Received: complement={self.complement!r},"
+                f" refine={self.refine}."
+            )
+        errors = []
+        for batch in self._query_batches(queries):
+            rest, _ = remainders(
+                self._fitted_basis().vectors, self._gradients(batch, self.query_maps)
+            )
+            projector = Projector(self.maps, functools.partial(tf.identity, rest))
+            rows = self._gather(self.maps.project, train, "projection", projector.directions)
+            errors.append(np.abs(rows.T) * found.error * self._per_train())
+        return self._scores(queries, train, Steps()), np.concatenate(errors).astype(np.float32)
 
     def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
         if self.refine:

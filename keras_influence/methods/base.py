@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Literal, NoReturn, Self, overload
 
 import keras
 import numpy as np
@@ -151,9 +151,29 @@ class InfluenceMethod(Planned, abc.ABC):
     def _fit(self, dataset: Any) -> int:
         """Returns the number of training examples."""
 
+    @overload
     def scores(
-        self, queries: Any, train: Any, directory: str | os.PathLike | None = None
-    ) -> np.ndarray:
+        self,
+        queries: Any,
+        train: Any,
+        directory: str | os.PathLike | None = None,
+        *,
+        return_uncertainty: Literal[False] = False,
+    ) -> np.ndarray: ...
+
+    @overload
+    def scores(
+        self, queries: Any, train: Any, *, return_uncertainty: Literal[True]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def scores(
+        self,
+        queries: Any,
+        train: Any,
+        directory: str | os.PathLike | None = None,
+        *,
+        return_uncertainty: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Influence of every training example on every query.
 
         Args:
@@ -163,14 +183,24 @@ class InfluenceMethod(Planned, abc.ABC):
                 The same call goes on after the last one, to the bits of one that was never
                 interrupted; when all are done it reads the scores. On SIGTERM the step in hand is
                 finished, and the process exits with code 143.
+            return_uncertainty: also return how far each score may be off, where the method can say:
+                `LiSSA`, the standard error over its repeats; `Arnoldi`, that of the complement's
+                constant; `ConjugateGradient`, a bound by its residual.
 
         Returns:
-            float32 [Q, N]; positive for proponents.
+            float32 [Q, N]; positive for proponents. With `return_uncertainty`, a second array of
+            this shape.
 
         Raises:
-            ValueError: the directory holds something else, or scores of something else.
+            ValueError: the directory holds something else, or scores of something else; a method
+                that has no uncertainty to return.
             storage.StoreInUseError: another process is computing there.
         """
+        if return_uncertainty:
+            if directory is not None:
+                raise ValueError("Uncertainties are not kept in a directory: leave it out.")
+            self._check_ready()
+            return self._scores_with_error(queries, train)
         datasets = {"queries": queries, "train": train}
         return self._scored("scores", datasets, directory, self._scores)
 
@@ -187,6 +217,13 @@ class InfluenceMethod(Planned, abc.ABC):
             float32 [N].
         """
         return self._scored("self_influence", {"dataset": dataset}, directory, self._self_influence)
+
+    def _scores_with_error(self, queries: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Scores, and how far each may be off."""
+        raise ValueError(
+            f"{type(self).__name__} cannot say how far its scores are off. LiSSA with repeats, "
+            "Arnoldi with a complement and ConjugateGradient can."
+        )
 
     @abc.abstractmethod
     def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray: ...

@@ -1,12 +1,15 @@
 """The curvature inverted by conjugate gradients, for as many queries at a time as memory holds."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from keras_influence.gradients import Projector
 from keras_influence.linalg import Solutions, conjugate_gradient
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.inverse import InverseMethod
@@ -127,6 +130,33 @@ class ConjugateGradient(InverseMethod):
             progress.close()
         self._complain(self.solutions)
         return self.solutions.vectors
+
+    def _scores_with_error(self, queries: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
+        """With r = g - A h for A = H + damping I: |r'A^-1 g(x)| <= |r| |g(x)| / (damping + l2)."""
+        floor = self._damping + self.l2
+        if floor <= 0:
+            raise ValueError(
+                "The residual bounds the error only with a damping or an l2 above zero, which no "
+                f"eigenvalue is below. Received: damping={self._damping:g}, l2={self.l2:g}."
+            )
+        factor = self._per_train()
+        norms = np.sqrt(self._gather(self.maps.squared_norms, train, "gradient norm"))
+        scores, bounds = [], []
+        for batch in self._query_batches(queries):
+            gradients = self._gradients(batch, self.query_maps)
+            directions = self._inverse_products(tf.convert_to_tensor(gradients))
+            found = self.solutions
+            assert found is not None
+            projector = Projector(self.maps, functools.partial(tf.identity, directions))
+            rows = self._gather(self.maps.project, train, "projection", projector.directions)
+            scores.append(rows.T)
+            left = found.residuals * np.linalg.norm(gradients, axis=1)
+            left[found.indefinite] = np.inf
+            bounds.append(left[:, np.newaxis] * norms / floor)
+        return (
+            (np.concatenate(scores) * factor).astype(np.float32),
+            (np.concatenate(bounds) * factor).astype(np.float32),
+        )
 
     def _complain(self, found: Solutions) -> None:
         bad = int(found.indefinite.sum())

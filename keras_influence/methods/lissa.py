@@ -1,4 +1,4 @@
-"""Inverse-Hessian products by a stochastic recursion."""
+"""Inverse products by a stochastic recursion."""
 
 import functools
 from collections.abc import Iterator
@@ -7,56 +7,75 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from keras_influence import data, distribution, storage
+from keras_influence import data, storage
 from keras_influence.gradients import Projector
-from keras_influence.methods.direction import DIRECTIONS, DirectionMethod
-from keras_influence.methods.scoring import Steps
+from keras_influence.linalg import arnoldi, distill
+from keras_influence.methods.curvature import FrozenCurvature
+from keras_influence.methods.inverse import InverseMethod
 from keras_influence.methods.work import Job, Load, Work
 
+# Products that find the ends of a spectrum, and batches whose spectra are looked at.
+_SPECTRUM_STEPS = 12
+_SPECTRUM_BATCHES = 4
+# The scale, in units of the largest curvature that was met.
+_MARGIN = 1.2
 
-class LiSSA(DirectionMethod):
+
+class LiSSA(InverseMethod):
     """Influence functions with LiSSA's stochastic Neumann series (Koh & Liang 2017, section 3).
 
         h_0 = g,   h_{j+1} = g + h_j - (H_j + damping I) h_j / scale_factor,
 
-    where H_j is the Hessian on a fresh random batch. h_depth / scale_factor estimates the solution
-    of (H + damping I) h = g: the damping is that of the documented system, and not multiplied by
-    the scale as in several published implementations. Every query pays `depth` Hessian products of
-    its own, so LiSSA is for few queries; `Arnoldi` asks the Hessian once for all of them.
+    where H_j is the curvature on a fresh random batch. h_depth / scale_factor estimates the
+    solution of (H + damping I) h = g: the damping is that of the documented system, and not
+    multiplied by the scale as in several published implementations. Every query pays `depth`
+    products of its own, so LiSSA is for few queries; `Arnoldi` asks the curvature once for all.
 
     The recursion converges when every batch's eigenvalues, damped, lie between 0 and
-    2 * scale_factor. When they do not it is stopped, and the error says by how much to change what.
-    After `depth` steps an eigendirection of eigenvalue lambda has reached the share
-    1 - (1 - (lambda + damping) / scale_factor)^(depth + 1) of its solution.
+    2 * scale_factor. `fit` measures the ends of the spectrum, of the whole set and of a few
+    batches, by a dozen products each; a recursion that diverges all the same is stopped, and the
+    error says by how much to change what. After `depth` steps an eigendirection of eigenvalue
+    lambda has reached the share 1 - (1 - (lambda + damping) / scale_factor)^(depth + 1) of its
+    solution.
 
     Args:
         model: a built Keras model, trained.
         depth: steps of the recursion.
-        damping: added to the eigenvalues of H, in units of the loss per squared parameter.
-        scale_factor: divides the Hessian; choose it above the largest eigenvalue of a batch.
-        hessian_batch_size: examples of each step's Hessian.
-        num_repeats: independent recursions that are averaged.
-        seed: of the batches.
-        **kwargs: see `InfluenceMethod`.
+        damping: see `InverseMethod`.
+        scale_factor: divides the curvature; `"auto"`: 1.2 times the largest damped eigenvalue that
+            `fit` met.
+        hessian_batch_size: examples of each step's curvature.
+        num_repeats: independent recursions that are averaged; their spread is the uncertainty that
+            `scores(..., return_uncertainty=True)` returns.
+        **kwargs: `run`, `curvature`, `l2`, `seed`: see `InverseMethod`; others: `InfluenceMethod`.
+
+    Attributes:
+        used_scale: after `fit`, the scale as a number.
+        spectrum: after `fit`, the smallest and the largest eigenvalue of the whole set's curvature,
+            and the largest of a batch's, as far as a dozen steps find them; not damped.
 
     Raises:
+        ValueError: in `fit`, a `scale_factor` below the largest damped eigenvalue.
         FloatingPointError: in `scores` and `self_influence`, when the recursion diverges.
     """
+
+    # A gradient, its solution, and the products as they come and together.
+    _vectors_per_query = 5
 
     def __init__(
         self,
         model: keras.Model,
         depth: int = 100,
-        damping: float = 0.01,
-        scale_factor: float = 10.0,
+        damping: float | str = "auto",
+        scale_factor: float | str = "auto",
         *,
         hessian_batch_size: int = 32,
         num_repeats: int = 1,
-        seed: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(model, **kwargs)
+        super().__init__(model, damping=damping, **kwargs)
         for name, value in (
             ("depth", depth),
             ("hessian_batch_size", hessian_batch_size),
@@ -64,22 +83,70 @@ class LiSSA(DirectionMethod):
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received: {value}.")
-        if not scale_factor > 0 or damping < 0:
+        if scale_factor != "auto" and (isinstance(scale_factor, str) or not scale_factor > 0):
             raise ValueError(
-                "`scale_factor` must be above zero and `damping` not below. "
-                f"Received: scale_factor={scale_factor}, damping={damping}."
+                f"`scale_factor` must be above zero, or 'auto'. Received: {scale_factor!r}."
             )
         self.depth = depth
-        self.damping = damping
         self.scale_factor = scale_factor
         self.hessian_batch_size = hessian_batch_size
         self.num_repeats = num_repeats
-        self.seed = seed
+        self.used_scale: float | None = None
+        self.spectrum: tuple[float, float, float] | None = None
         self._train: data.Examples | None = None
 
     def _fit(self, dataset: Any) -> int:
         self._train = data.read(dataset)
-        return len(self._train.ids)
+        operator, num_train = self._begin(dataset)
+        smallest, largest = self._ends(operator)
+        random = np.random.default_rng([self.seed, 4])
+        batches = [self._on_batch(random) for _ in range(_SPECTRUM_BATCHES)]
+        of_batches = max(self._ends(each)[1] for each in batches)
+        self.spectrum = smallest, largest, of_batches
+        self._settle_scale(largest, of_batches)
+        if smallest + self._damping < 0:
+            logging.warning(
+                "The curvature has an eigenvalue of %.3g, which the damping of %.3g does not "
+                "outweigh: along it the recursion grows, by %.3g in %d steps. Use a damping above "
+                "%.3g.",
+                smallest,
+                self._damping,
+                (1 - (smallest + self._damping) / self._scale) ** self.depth,
+                self.depth,
+                -smallest,
+            )
+        return num_train
+
+    def _ends(self, operator: FrozenCurvature) -> tuple[float, float]:
+        """The smallest and the largest eigenvalue, as far as a few steps find them."""
+        parameters = self.maps.parameters
+        start = tf.random.stateless_normal(
+            [parameters.size], [self.seed, 1], dtype=parameters.dtype
+        )
+        result = arnoldi(operator, start, _SPECTRUM_STEPS, seed=self.seed)
+        pairs = distill(result, min(_SPECTRUM_STEPS, len(result.matrix)))
+        top = int(np.argmax(pairs.values))
+        return float(pairs.values.min()), float(pairs.values[top] + pairs.residuals[top])
+
+    def _settle_scale(self, largest: float, of_batches: float) -> None:
+        damped = max(largest, of_batches) + self._damping
+        if isinstance(self.scale_factor, str):
+            self.used_scale = _MARGIN * max(damped, float(np.finfo(np.float32).tiny))
+            return
+        if self.scale_factor < largest + self._damping:
+            raise ValueError(
+                f"`scale_factor` must be above the largest eigenvalue of the damped curvature, "
+                f"which is {largest + self._damping:.4g} (of a batch of {self.hessian_batch_size}: "
+                f"up to {of_batches + self._damping:.4g}). Received: {self.scale_factor:g}; use "
+                f"{_MARGIN * damped:.4g}, or 'auto'."
+            )
+        self.used_scale = float(self.scale_factor)
+
+    @property
+    def _scale(self) -> float:
+        if self.used_scale is None:
+            self._raise_not_fitted()
+        return self.used_scale
 
     def _check_ready(self) -> None:
         self._check_fitted()
@@ -88,27 +155,6 @@ class LiSSA(DirectionMethod):
                 "LiSSA computes with the training set itself, which is not saved with it: call "
                 "`fit(train)` after loading."
             )
-
-    def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
-        def block(batch: data.Batch) -> np.ndarray:
-            gradients = self._gradients(batch)
-            return tf.reduce_sum(gradients * self._directions(gradients), axis=1).numpy()
-
-        rows = [
-            steps.keep(f"queries{number}", functools.partial(block, batch))
-            for number, batch in enumerate(self._query_batches(dataset))
-        ]
-        return (np.concatenate(rows) * self._per_train()).astype(np.float32)
-
-    def _projector(self, batch: data.Batch, steps: Steps) -> Projector:
-        directions = steps.keep(
-            DIRECTIONS, lambda: self._directions(self._gradients(batch)).numpy()
-        )
-        return Projector(self.maps, functools.partial(tf.convert_to_tensor, directions))
-
-    def _gradients(self, batch: data.Batch) -> tf.Tensor:
-        """Of the queries of a batch, [b, p]."""
-        return tf.convert_to_tensor(self._rows(self.maps.example_gradients, [batch], "gradient"))
 
     def _scores_depend_on(self) -> dict[str, Any]:
         assert self._train is not None
@@ -120,66 +166,98 @@ class LiSSA(DirectionMethod):
     def _fit_work(self, job: Job) -> Iterator[Work]:
         # Batches, and all of them in one array.
         yield job.reading(job.train, host=2 * job.train.bytes)
-
-    def _scores_work(self, job: Job) -> Iterator[Work]:
-        blocks = Load.of(job.query_data, self._query_rows())
-        yield from self._recursions_work(job, blocks)
-        for work in self._products_work(job, blocks):
-            yield work._replace(host=work.host + job.train.bytes)
-
-    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
-        yield from self._recursions_work(job, load.cut(self._query_rows()))
-
-    def _recursions_work(self, job: Job, blocks: Load) -> Iterator[Work]:
-        vectors = blocks.batch_size * job.vector_bytes
+        yield from self._begin_work(job)
+        frozen = job.frozen(self.num_examples)
+        steps = min(_SPECTRUM_STEPS, job.size)
         yield Work(
-            "gradients",
-            job.rows("example_gradients", blocks),
-            blocks.num_batches,
-            host=job.train.bytes + vectors,
+            "products for the ends of the spectrum",
+            job.curvature(frozen),
+            steps * frozen.num_batches,
+            steps,
+            host=job.train.bytes + steps * job.vector_bytes,
+            device=frozen.bytes + 2 * job.vector_bytes,
         )
-        products = blocks.num_examples * self.depth * self.num_repeats
         size = min(self.hessian_batch_size, job.train.num_examples)
         yield Work(
             f"Hessian products on {size} examples",
             job.curvature(job.train.cut(size)),
+            _SPECTRUM_BATCHES * steps,
+            _SPECTRUM_BATCHES * steps,
+            host=job.train.bytes + steps * job.vector_bytes,
+        )
+
+    def _solve_work(self, job: Job, blocks: Load) -> Iterator[Work]:
+        vectors = blocks.batch_size * job.vector_bytes
+        products = self.depth * self.num_repeats * blocks.num_batches
+        size = min(self.hessian_batch_size, job.train.num_examples)
+        yield Work(
+            f"products on {size} examples with {blocks.batch_size:,} vectors",
+            job.products(job.train.cut(size).first(size), blocks.batch_size),
             products,
-            products,
+            products * blocks.batch_size,
             host=job.train.bytes,
-            # Gradients, the solution, its products as they come and together.
             device=5 * vectors,
         )
 
-    def _directions(self, gradients: tf.Tensor) -> tf.Tensor:
-        runs = [
-            self._recursion(gradients, np.random.default_rng([self.seed, repeat]))
-            for repeat in range(self.num_repeats)
-        ]
-        return tf.add_n(runs) / self.num_repeats
+    def _inverse_products(self, vectors: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(self._repeats(vectors), axis=0)
 
-    def _recursion(self, gradients: tf.Tensor, random: np.random.Generator) -> tf.Tensor:
+    def _repeats(self, vectors: tf.Tensor) -> tf.Tensor:
+        """What each recursion gives, [repeats, k, p]."""
+        return tf.stack(
+            [
+                self._recursion(vectors, np.random.default_rng([self.seed, repeat]))
+                for repeat in range(self.num_repeats)
+            ]
+        )
+
+    def _scores_with_error(self, queries: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_repeats < 2:
+            raise ValueError(
+                "The uncertainty of LiSSA is the spread of its repeats: pass `num_repeats` of at "
+                f"least 2. Received: {self.num_repeats}."
+            )
+        means, errors = [], []
+        for batch in self._query_batches(queries):
+            gradients = self._gradients(batch, self.query_maps)
+            repeats = self._repeats(tf.convert_to_tensor(gradients))
+            found = []
+            for directions in tf.unstack(repeats):
+                projector = Projector(self.maps, functools.partial(tf.identity, directions))
+                rows = self._gather(self.maps.project, train, "projection", projector.directions)
+                found.append(rows.T)
+            means.append(np.mean(found, axis=0))
+            errors.append(np.std(found, axis=0, ddof=1) / np.sqrt(self.num_repeats))
+        factor = self._per_train()
+        return (
+            (np.concatenate(means) * factor).astype(np.float32),
+            (np.concatenate(errors) * factor).astype(np.float32),
+        )
+
+    def _on_batch(self, random: np.random.Generator) -> FrozenCurvature:
+        """The curvature of a random batch."""
         assert self._train is not None
         size = min(self.hessian_batch_size, len(self._train.ids))
+        rows = random.choice(len(self._train.ids), size, replace=False)
+        return self._operator_over(
+            [data.Batch(self._train.take(rows), np.ones(size, np.float32), rows)]
+        )
+
+    def _recursion(self, gradients: tf.Tensor, random: np.random.Generator) -> tf.Tensor:
         start_norms = np.linalg.norm(gradients, axis=1)
         solution = gradients
         quotients = [0.0]
         progress = self._progress("recursion", self.depth)
         for step in range(1, self.depth + 1):
-            rows = random.choice(len(self._train.ids), size, replace=False)
-            batch = data.Batch(self._train.take(rows), np.ones(size, np.float32), rows)
-            batches = distribution.place([batch], self.model)
-            products = [
-                distribution.total(self.maps.curvature, batches, self.model, row)
-                for row in tf.unstack(solution)
-            ]
-            curved = tf.stack(products) / size + self.damping * solution
+            curved = self._on_batch(random).products(solution) + self._damping * solution
             squares = tf.reduce_sum(solution * solution, axis=1)
-            quotients += (tf.reduce_sum(solution * curved, axis=1) / squares).numpy().tolist()
-            solution = gradients + solution - curved / self.scale_factor
+            met = tf.math.divide_no_nan(tf.reduce_sum(solution * curved, axis=1), squares)
+            quotients += met.numpy().tolist()
+            solution = gradients + solution - curved / self._scale
             self._check_growth(step, np.linalg.norm(solution, axis=1), start_norms, quotients)
             progress.add(1)
         progress.close()
-        return solution / self.scale_factor
+        return solution / self._scale
 
     def _check_growth(
         self, step: int, norms: np.ndarray, start_norms: np.ndarray, quotients: list[float]
@@ -196,7 +274,7 @@ class LiSSA(DirectionMethod):
         growth = np.max(np.divide(norms, start_norms, where=start_norms > 0, out=0 * norms))
         met = [quotient for quotient in quotients if np.isfinite(quotient)]
         largest, smallest = max(met), min(met)
-        if largest > self.scale_factor:
+        if largest > self._scale:
             advice = (
                 f"A batch had a damped curvature of {largest:.4g}. Use a `scale_factor` above "
                 f"{largest / 2:.4g}, better {1.2 * largest:.4g}."
@@ -204,32 +282,61 @@ class LiSSA(DirectionMethod):
         elif smallest < 0:
             advice = (
                 f"A batch had a damped curvature of {smallest:.4g}, which is negative: the weights "
-                f"are no minimum. Use a `damping` of at least {self.damping - smallest:.4g}."
+                f"are no minimum. Use a `damping` of at least {self._damping - smallest:.4g}."
             )
         else:
-            advice = f"Use a `scale_factor` above {2 * self.scale_factor:.4g}, or larger batches."
+            advice = f"Use a `scale_factor` above {2 * self._scale:.4g}, or larger batches."
         raise FloatingPointError(
             f"LiSSA diverges: after step {step} of {self.depth} the estimate is {growth:.3g} times "
-            f"as long as the gradient (damping={self.damping:g}, scale_factor="
-            f"{self.scale_factor:g}, hessian_batch_size={self.hessian_batch_size}). {advice}"
+            f"as long as the gradient (damping={self._damping:g}, scale_factor="
+            f"{self._scale:g}, hessian_batch_size={self.hessian_batch_size}). {advice}"
         )
 
     def _report(self) -> Iterator[str]:
+        if self.used_scale is None or self.spectrum is None:
+            return
+        smallest, largest, of_batches = self.spectrum
+        how = " (1.2 times the largest)" if self.scale_factor == "auto" else ""
         yield (
-            f"system: (H + {self.damping:g} I) h = g by {self.depth} steps at scale "
-            f"{self.scale_factor:g}, Hessian batches of {self.hessian_batch_size}, "
-            f"{self.num_repeats} repeats"
+            f"{self._system()}: {self.depth} steps at scale {self._scale:.4g}{how}, batches of "
+            f"{self.hessian_batch_size}, {self.num_repeats} repeats"
         )
-        half = self.scale_factor * (1 - 0.5 ** (1 / (self.depth + 1))) - self.damping
-        yield f"solved by half or more along eigenvalues of at least {max(half, 0.0):.3g}"
+        yield (
+            f"spectrum, not damped: {smallest:.3g} to {largest:.4g}, of a batch up to "
+            f"{of_batches:.4g}"
+        )
+        half = self._scale * (1 - 0.5 ** (1 / (self.depth + 1)))
+        yield f"solved by half or more along damped eigenvalues of at least {half:.3g}"
+        least = max(smallest, 0.0) + self._damping
+        left = max(1 - least / self._scale, 0.0) ** (self.depth + 1)
+        # g'A^-1 g is short by the part that the series has not summed, and noisy by its batches.
+        yield f"error of a quadratic form: up to {left:.1%} missing, beside the batches' noise"
+        if smallest + self._damping < 0:
+            yield "verdict: negative curvature, along which the recursion grows; raise the damping"
+        elif left > 0.1:
+            yield "verdict: not converged along the flattest directions; a larger depth would help"
+        elif self.num_repeats == 1:
+            yield "verdict: converged in the mean; `num_repeats` would tell the noise"
+        else:
+            yield "verdict: converged in the mean; `return_uncertainty=True` tells the noise"
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "depth": self.depth,
-            "damping": self.damping,
             "scale_factor": self.scale_factor,
             "hessian_batch_size": self.hessian_batch_size,
             "num_repeats": self.num_repeats,
-            "seed": self.seed,
         }
+
+    def _state(self) -> dict[str, np.ndarray]:
+        if self.used_scale is None or self.spectrum is None:
+            return {}
+        numbers = np.array([self.used_scale, *self.spectrum])
+        return {**super()._state(), "spectrum": numbers}
+
+    def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
+        super()._set_state(arrays)
+        if "spectrum" in arrays:
+            self.used_scale, smallest, largest, of_batches = arrays["spectrum"].tolist()
+            self.spectrum = smallest, largest, of_batches

@@ -175,21 +175,54 @@ def test_lissa_solves_the_system_that_it_states():
         )
     lines = []
     lissa.summary(lines.append)
-    assert any("system: (H + 0.1 I) h = g by 400 steps at scale 8" in line for line in lines)
+    assert any("damping 0.1, l2 0: 400 steps at scale 8" in line for line in lines)
 
 
-def test_lissa_stops_with_a_diagnosis():
+def test_lissa_refuses_a_scale_below_the_spectrum():
     model = cases.linear_regression(WIDTH)
     cases.set_weights(model, np.ones(3))
     train, queries = _problem()
     top = np.linalg.eigvalsh(2 * train[0].T @ train[0] / 6)[-1]
-    lissa = ki.LiSSA(model, 100, 0.0, top / 4, hessian_batch_size=6).fit(train)
-    with pytest.raises(FloatingPointError, match=r"diverges.*`scale_factor` above") as error:
-        lissa.scores(queries, train)
-    # The advice suffices: above half of the largest eigenvalue the recursion converges.
-    advised = float(str(error.value).split("better ")[1].rstrip("."))
-    assert advised > top / 2
+    lissa = ki.LiSSA(model, 100, 0.0, top / 4, hessian_batch_size=6)
+    with pytest.raises(ValueError, match=rf"damped curvature, which is {top:.4g}") as error:
+        lissa.fit(train)
+    advised = float(str(error.value).split("use ")[1].split(",")[0])
     ki.LiSSA(model, 100, 0.0, advised, hessian_batch_size=6).fit(train).scores(queries, train)
+    # By itself it takes 1.2 times the largest.
+    auto = ki.LiSSA(model, 100, 0.0, hessian_batch_size=6).fit(train)
+    np.testing.assert_allclose(auto.used_scale, 1.2 * top, rtol=1e-6)
+    np.testing.assert_allclose(auto.spectrum[1], top, rtol=1e-6)
+
+
+def test_lissa_stops_with_a_diagnosis():
+    # Batches of one: the curvature of example i is 2 |x_i|^2, far above that of the mean.
+    model = cases.linear_regression(WIDTH)
+    cases.set_weights(model, np.ones(3))
+    train, queries = _problem()
+    top = np.linalg.eigvalsh(2 * train[0].T @ train[0] / 6)[-1]
+    train[0][0] *= 1e-3
+    lissa = ki.LiSSA(model, 200, 0.0, 1.01 * top, hessian_batch_size=1).fit(train)
+    largest = 2 * np.square(train[0]).sum(axis=1).max()
+    assert largest > 2.02 * top
+    with pytest.raises(FloatingPointError, match=r"diverges.*`scale_factor` above"):
+        lissa.scores(queries, train)
+
+
+def test_lissa_tells_its_uncertainty():
+    model = cases.linear_regression(WIDTH)
+    cases.set_weights(model, np.ones(3))
+    train, queries = _problem()
+    lissa = ki.LiSSA(model, 60, 0.5, hessian_batch_size=2, num_repeats=8).fit(train)
+    scores, errors = lissa.scores(queries, train, return_uncertainty=True)
+    np.testing.assert_allclose(scores, lissa.scores(queries, train), rtol=1e-5, atol=1e-7)
+    exact = ki.ExactInfluence(model, damping=0.5).fit(train).scores(queries, train)
+    # Standard errors of a mean of eight: the exact scores lie within a few of them.
+    assert (errors > 0).all()
+    assert np.mean(np.abs(scores - exact) < 3 * errors) > 0.9
+    with pytest.raises(ValueError, match=r"`num_repeats` of at least 2. Received: 1"):
+        ki.LiSSA(model, 5).fit(train).scores(queries, train, return_uncertainty=True)
+    with pytest.raises(ValueError, match=r"GradientDot cannot say how far"):
+        ki.GradientDot(model).fit(train).scores(queries, train, return_uncertainty=True)
 
 
 def test_lissa_names_negative_curvature():
@@ -202,6 +235,7 @@ def test_lissa_names_negative_curvature():
 
     train = (np.ones((4, 2), "float32"), np.zeros(4, "float32"))
     lissa = ki.LiSSA(model, 50, 0.0, 2.0, loss=loss).fit(train)
+    assert lissa.spectrum[0] == pytest.approx(-1)
     with pytest.raises(FloatingPointError, match=r"negative: .*`damping` of at least 1"):
         lissa.self_influence(train)
 

@@ -35,6 +35,11 @@ METHODS = {
         lambda model, l2: ki.Arnoldi(model, 5, 20, damping=DAMPING, l2=l2, refine=30),
         1e-8,
     ),
+    # The whole set in each batch, and depth enough for the flattest direction.
+    "lissa": (
+        lambda model, l2: ki.LiSSA(model, 1500, DAMPING, l2=l2, hessian_batch_size=30),
+        1e-3,
+    ),
     "conjugate gradients": (
         lambda model, l2: ki.ConjugateGradient(model, 1e-11, damping=DAMPING, l2=l2),
         1e-8,
