@@ -26,6 +26,7 @@ _NAMES = {
     "random_projection": "`RandomProjection`",
     "tracin": "`TracIn`",
     "gradient_dot": "`GradientDot`",
+    "ekfac": "`EKFAC`",
     "lissa": "`LiSSA`",
     "loss": "training loss (baseline)",
     "chance": "chance (baseline)",

@@ -9,7 +9,7 @@ import keras_influence as ki
 from keras_influence.checkpoints import Checkpoint
 from keras_influence.methods import InfluenceMethod
 
-METHODS = ("arnoldi", "random_projection", "tracin", "gradient_dot", "lissa")
+METHODS = ("arnoldi", "random_projection", "tracin", "gradient_dot", "ekfac", "lissa")
 WITH_RANK = ("arnoldi", "random_projection")
 
 
@@ -76,6 +76,13 @@ def build(
             return ki.TracIn(model, checkpoints=checkpoints, **options)
         case "gradient_dot":
             return ki.GradientDot(model, **options)
+        case "ekfac":
+            return ki.EKFAC(
+                model,
+                num_examples=settings.num_hessian_examples,
+                seed=settings.seed,
+                **options,
+            )
         case "lissa":
             return ki.LiSSA(
                 model,

@@ -34,7 +34,7 @@ from training import TrainedModel
 
 _METHODS = flags.DEFINE_list(
     "methods",
-    ["arnoldi", "random_projection", "tracin", "gradient_dot"],
+    ["arnoldi", "ekfac", "random_projection", "tracin", "gradient_dot"],
     f"Methods to compare, separated by commas, out of {', '.join(attribution.METHODS)}.",
 )
 _LISSA_EXAMPLES = flags.DEFINE_integer(

@@ -12,9 +12,12 @@ from keras_influence import (
     trainers,
 )
 from keras_influence.methods import (
+    EKFAC,
+    KFAC,
     Arnoldi,
     ConjugateGradient,
     Datamodels,
+    DiagonalFisher,
     ExactInfluence,
     GradientDot,
     LiSSA,
@@ -34,9 +37,12 @@ from keras_influence.scorer import InfluenceScorer, load
 __version__ = "0.1.0"
 
 __all__ = [
+    "EKFAC",
+    "KFAC",
     "Arnoldi",
     "ConjugateGradient",
     "Datamodels",
+    "DiagonalFisher",
     "ExactInfluence",
     "FaissFlat",
     "FaissIVF",

@@ -11,6 +11,7 @@ TensorFlow traces each once.
 
 import contextlib
 import functools
+import operator
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -186,13 +187,13 @@ def gather(
 
 
 def total(
-    function: Callable[..., tf.Tensor],
+    function: Callable[..., Any],
     batches: Iterable[Batch | Placed],
     model: keras.Model,
     *operands: Any,
     on_replicas: bool = False,
 ) -> Any:
-    """Sum over the batches of `function(examples, *operands, weights)`.
+    """Sum over the batches of `function(examples, *operands, weights)`, a tensor or a nest of them.
 
     Args:
         function: weighs its examples by `weights`, so that padding counts for nothing.
@@ -212,7 +213,7 @@ def total(
         for batch in batches:
             looped, *arguments = _of_stack(steps.summed, function, batch)
             part = looped(*arguments, *operands, batch.weights)
-            result = part if result is None else result + part
+            result = part if result is None else tf.nest.map_structure(operator.add, result, part)
     else:
         tally = _Tally(strategy)
         beside = copies(strategy, operands)
@@ -226,7 +227,9 @@ def total(
             tally.agree()
     if result is None:
         raise ValueError("There is no batch to sum over.")
-    return result if strategy is None or on_replicas else _reduced(strategy, result)
+    if strategy is None or on_replicas:
+        return result
+    return tf.nest.map_structure(lambda value: _reduced(strategy, value), result)
 
 
 def all_reduced(value: tf.Tensor) -> tf.Tensor:
@@ -431,8 +434,8 @@ def copies(strategy: tf.distribute.Strategy, nest: Any) -> Any:
 
 
 @tf.function(autograph=False)
-def _add(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    return a + b
+def _add(a: Any, b: Any) -> Any:
+    return tf.nest.map_structure(operator.add, a, b)
 
 
 def several_workers(strategy: tf.distribute.Strategy) -> bool:

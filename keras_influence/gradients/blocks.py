@@ -52,6 +52,46 @@ def over_examples(
     return of_shape(rows, [size, *rows.shape[1:]])
 
 
+def summed_over_examples(
+    function: Callable[..., Any],
+    tensors: Sequence[tf.Tensor],
+    bytes_each: float,
+    budget: float,
+) -> Any:
+    """The sum of `function` over blocks of examples, as many at a time as `budget` holds.
+
+    Args:
+        function: of tensors [b, ...] -> a nest of tensors, sums over the examples.
+        tensors, bytes_each, budget: as in `over_examples`.
+    """
+    size = tensors[0].shape[0]
+    block = max(1, int(budget // max(bytes_each, 1.0)))
+    if size is not None and size <= block:
+        return function(*tensors)
+    total = tf.shape(tensors[0])[0]
+    if size is not None:
+        block = -(-size // -(-size // block))
+    num_blocks = total // block
+
+    def some(start: tf.Tensor, length: Any) -> Any:
+        return function(*(some_of(tensor, start, length) for tensor in tensors))
+
+    # What the equal blocks leave over comes first, so that the rest is one loop.
+    first = some(num_blocks * block, total - num_blocks * block if size is None else size % block)
+
+    def body(index: tf.Tensor, sums: Any) -> Any:
+        added = some(index * block, block)
+        return index + 1, tf.nest.map_structure(lambda a, b: a + b, sums, added)
+
+    _, sums = tf.while_loop(
+        lambda index, _: index < num_blocks,
+        body,
+        (tf.constant(0), first),
+        parallel_iterations=1,
+    )
+    return sums
+
+
 def some_of(tensor: tf.Tensor, start: tf.Tensor | int, length: int, axis: int = 0) -> tf.Tensor:
     """`length` entries along an axis from `start` on, of a shape that is known where it can be."""
     begin: list[Any] = [0] * tensor.shape.rank

@@ -74,8 +74,8 @@ def declare_convex(
 
     Args:
         loss: a function `(y_true, y_pred)`, or a class of `keras.losses.Loss`.
-        likelihood: whether it is the negative logarithm of a likelihood, up to constants, so that
-            `curvature="fisher"` has a meaning.
+        likelihood: whether it is the negative logarithm of a likelihood, up to constants, and a sum
+            over the outputs' entries, so that `curvature="fisher"` has a meaning.
         expected_labels: for a likelihood, outputs -> the labels that the model expects; needed if
             the loss's second derivatives by the outputs depend on the labels, in which they must be
             affine.
@@ -96,10 +96,30 @@ class Point(NamedTuple):
     Attributes:
         output: the model's output.
         tensor: the output itself, or the logits that it was made of.
+        softmax: whether the loss is a cross-entropy of the softmax of `tensor`; else it is a sum
+            over the entries of `tensor`, as are all others that are known here.
+        axis: of the classes.
     """
 
     output: tf.Tensor
     tensor: tf.Tensor
+    softmax: bool
+    axis: int
+
+    @property
+    def width(self) -> int:
+        """Classes, or numbers of one position."""
+        return self.tensor.shape[self.axis]
+
+    def moved(self, tensor: tf.Tensor, back: bool = False) -> tf.Tensor:
+        """`tensor` with the axis of the classes last, or back where it was."""
+        rank = tensor.shape.rank
+        if self.axis in (-1, rank - 1):
+            return tensor
+        order = [axis for axis in range(rank) if axis != self.axis % rank] + [self.axis % rank]
+        if back:
+            order = [order.index(axis) for axis in range(rank)]
+        return tf.transpose(tensor, order)
 
     def rebuilt(self, value: tf.Tensor) -> tf.Tensor:
         """The output as the loss sees it, had `tensor` this value."""
@@ -127,16 +147,18 @@ def point(loss: keras.Loss, output: tf.Tensor, seen: tf.Tensor) -> Point:
             be found.
     """
     convex = _find(loss)
+    softmax = convex.activation == "Softmax"
+    axis = getattr(loss, "axis", -1) if softmax else -1
     if convex.activation is None:
-        return Point(output, output)
+        return Point(output, output, softmax, axis)
     logits = getattr(seen, "_keras_logits", None)
     operation = None if tf.executing_eagerly() else seen.op
     if logits is None and operation is not None and operation.type == convex.activation:
         logits = operation.inputs[0]
     if logits is not None:
-        return Point(output, logits)
+        return Point(output, logits, softmax, axis)
     if getattr(loss, "from_logits", False):
-        return Point(output, output)
+        return Point(output, output, softmax, axis)
     raise ValueError(
         f"The loss {loss.name!r} is convex in logits, and these cannot be told from the model's "
         f"probabilities: its last operation is no {convex.activation.lower()}, or their dtype is "
@@ -159,8 +181,8 @@ def labels_for_fisher(
     if not convex.likelihood:
         raise ValueError(
             f"The loss {loss.name!r} is not known as the likelihood of a distribution of labels, "
-            'over which the Fisher matrix would be a mean. Use `curvature="gauss_newton"`; for a '
-            "loss of your own, see `gradients.declare_convex`."
+            'over which the Fisher matrix would be a mean. Use `curvature="gauss_newton"`, or '
+            '`labels="empirical"`; for a loss of your own, see `gradients.declare_convex`.'
         )
     if convex.expected_labels is None:
         return labels

@@ -55,7 +55,7 @@ def gauss_newton(
             del batch
             outputs = model(x)
             structure.append(outputs)
-            points.extend(_points(losses, y, outputs, sample_weight))
+            points.extend(points_of(losses, y, outputs, sample_weight))
             products = []
             for point in points:
                 cotangent = tf.zeros_like(point.tensor)
@@ -73,28 +73,15 @@ def gauss_newton(
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
 
-    def total(values: list[tf.Tensor]) -> tf.Tensor:
-        rebuilt = {
-            id(point.output): point.rebuilt(value)
-            for point, value in zip(points, values, strict=True)
-        }
-        outputs = keras.tree.map_structure(lambda leaf: rebuilt.get(id(leaf), leaf), structure[0])
-        if fisher:
-            with visited(convexity.labels_for_fisher):
-                examples = losses(y, outputs, sample_weight)
-        else:
-            examples = losses(y, outputs, sample_weight)
-        if weights is not None:
-            examples *= tf.cast(weights, examples.dtype)
-        return tf.reduce_sum(examples)
-
-    products = _hessian_product(total, [point.tensor for point in points], tangents)
+    products = curvature_product(
+        losses, points, tangents, y, structure[0], sample_weight, weights, fisher
+    )
     return tape.gradient(
         [point.tensor for point in points], parameters.values, output_gradients=products
     )
 
 
-def _points(
+def points_of(
     losses: OutputLosses, y: Any, outputs: Any, sample_weight: Any
 ) -> list[convexity.Point]:
     """Of each output that has a loss."""
@@ -115,13 +102,34 @@ def _points(
     return list(found.values())
 
 
-def _hessian_product(
-    total: Callable[[list[tf.Tensor]], tf.Tensor],
-    values: list[tf.Tensor],
+def curvature_product(
+    losses: OutputLosses,
+    points: list[convexity.Point],
     tangents: list[tf.Tensor],
+    y: Any,
+    outputs: Any,
+    sample_weight: Any,
+    weights: tf.Tensor | None,
+    fisher: bool,
 ) -> list[tf.Tensor]:
-    """Of `total` at `values`: its gradient's gradient, for a Hessian is symmetric."""
-    values = [tf.stop_gradient(value) for value in values]
+    """L_i times the tangents, for each point: its gradient's gradient, for L_i is symmetric."""
+
+    def total(values: list[tf.Tensor]) -> tf.Tensor:
+        rebuilt = {
+            id(point.output): point.rebuilt(value)
+            for point, value in zip(points, values, strict=True)
+        }
+        replaced = keras.tree.map_structure(lambda leaf: rebuilt.get(id(leaf), leaf), outputs)
+        if fisher:
+            with visited(convexity.labels_for_fisher):
+                examples = losses(y, replaced, sample_weight)
+        else:
+            examples = losses(y, replaced, sample_weight)
+        if weights is not None:
+            examples *= tf.cast(weights, examples.dtype)
+        return tf.reduce_sum(examples)
+
+    values = [tf.stop_gradient(point.tensor) for point in points]
     with tf.GradientTape(watch_accessed_variables=False) as outer:
         outer.watch(values)
         with tf.GradientTape(watch_accessed_variables=False) as inner:

@@ -27,6 +27,7 @@ from keras_influence.gradients.coverage import (
 from keras_influence.gradients.factors import CONTRACTIONS, Contraction
 from keras_influence.gradients.gauss_newton import gauss_newton
 from keras_influence.gradients.graphs import tensor_bytes
+from keras_influence.gradients.labels import num_terms, pairing_losses
 from keras_influence.gradients.linearization import (
     Directions,
     Linearization,
@@ -229,6 +230,46 @@ class LossMaps:
         return linearize(
             self.coverage(batch), self.parameters, self._losses, batch, self.contraction
         )
+
+    def linearize_labels(
+        self,
+        batch: Any,
+        ids: tf.Tensor,
+        weights: tf.Tensor,
+        draw: tf.Tensor,
+        labels: str,
+        seed: int,
+    ) -> Linearization:
+        """`linearize` with gradients whose mean square is a Fisher matrix; see `labels`.
+
+        Args:
+            ids: of the examples, integers [B].
+            weights: of their gradients, [B]; 0 for padding.
+            draw: number of the draw.
+            labels: one of `LABELS`; `"empirical"` for those that the batch has.
+            seed: of all draws.
+        """
+
+        def losses(batch: Any) -> tf.Tensor:
+            if labels == "empirical":
+                examples, _, weights = batch
+                own = self._losses(examples)
+                return own * tf.cast(weights, own.dtype)
+            return pairing_losses(
+                self._outputs, self._output_losses, batch, draw, seed, labels == "expected"
+            )
+
+        weights = tf.cast(weights, self.parameters.dtype)
+        coverage = self.coverage(batch)
+        return linearize(coverage, self.parameters, losses, (batch, ids, weights), self.contraction)
+
+    def num_label_terms(self, batch: Any) -> int:
+        """Terms of the expectation over labels: draws that `labels="expected"` takes."""
+        return num_terms(self._outputs, self._output_losses, batch)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as one graph for each shape of its arguments, as the maps are."""
+        return _compiled(function, self.parameters.values)
 
     def coverage(self, batch: Any) -> Coverage:
         """Which layers' rules serve the variables, for batches like `batch`.

@@ -7,6 +7,7 @@ from keras_influence.linalg.krylov import arnoldi, basis_rows, check_limits
 from keras_influence.linalg.projection import Journal, Restart, Step
 from keras_influence.linalg.ritz import ArnoldiResult, Eigenbasis, distill
 from keras_influence.linalg.space import Space, orthogonality
+from keras_influence.linalg.subspace import Leading, leading_eigenpairs
 
 __all__ = [
     "ArnoldiResult",
@@ -15,6 +16,7 @@ __all__ = [
     "Eigenbasis",
     "HostBasis",
     "Journal",
+    "Leading",
     "OneDevice",
     "Restart",
     "Solutions",
@@ -25,5 +27,6 @@ __all__ = [
     "check_limits",
     "conjugate_gradient",
     "distill",
+    "leading_eigenpairs",
     "orthogonality",
 ]

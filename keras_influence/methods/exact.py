@@ -106,7 +106,7 @@ class ExactInfluence(InverseMethod):
         )
         measured = min(size, _MEASURED)
         # The matrix, a copy in the other order, the eigenvectors.
-        yield Work("eigenvalues", _decomposition(measured), (size / measured) ** 3, host=3 * matrix)
+        yield Work("eigenvalues", decomposition(measured), (size / measured) ** 3, host=3 * matrix)
 
     def _solve_work(self, job: Job, blocks: Load) -> Iterator[Work]:
         size = job.size
@@ -193,7 +193,9 @@ class ExactInfluence(InverseMethod):
             self.asymmetry = float(arrays["asymmetry"])
 
 
-def _decomposition(size: int) -> Unit:
+def decomposition(size: int) -> Unit:
+    """All eigenvectors of a matrix."""
+
     def prepare() -> Callable[[], Any]:
         matrix = np.random.default_rng(0).standard_normal((size, size))
         return lambda: scipy.linalg.eigh(matrix + matrix.T, overwrite_a=True)

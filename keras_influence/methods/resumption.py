@@ -15,6 +15,7 @@ from keras_influence.linalg import DeviceBasis, Restart, Step
 _RECORD = "fit.json"
 _STEPS = "steps"
 _BASIS = "basis"
+_SUMS = "sums"
 
 
 class FitDirectory:
@@ -65,6 +66,17 @@ class FitDirectory:
         steps = self.journal(lambda: None).steps()
         return sum(isinstance(step, Restart) for step in steps)
 
+    def begin(self) -> None:
+        """Makes the directory that of this fit, for one that keeps no vectors."""
+        if not self._record.exists():
+            record = {"identity": self.identity, "basis": None}
+            storage.write_json(self._record, storage.sealed(record))
+
+    @property
+    def sums(self) -> pathlib.Path:
+        """Where such a fit keeps what it needs to go on."""
+        return self.path / _SUMS
+
     @property
     def finished(self) -> bool:
         return (self.path / storage.MANIFEST).exists()
@@ -73,7 +85,7 @@ class FitDirectory:
         """Makes the directory a store, and drops what only the fit needed."""
         if not self.finished:
             storage.fill_store(self.path, manifest, arrays)
-        for place in (*self.path.glob(f"{_BASIS}*"), self.path / _STEPS):
+        for place in (*self.path.glob(f"{_BASIS}*"), self.path / _STEPS, self.path / _SUMS):
             shutil.rmtree(place, ignore_errors=True)
 
     def journal(self, after: Callable[[], None]) -> "StepJournal":

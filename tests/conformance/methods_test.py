@@ -23,6 +23,7 @@ GOLDENS = {
     "random_projection": lambda model, _, **k: ki.RandomProjection(model, 4, **k),
     "tracin": _tracin,
     "gradient_dot": lambda model, _, **k: ki.GradientDot(model, **k),
+    "ekfac": lambda model, _, **k: ki.EKFAC(model, **k),
     "lissa": lambda model, _, **k: ki.LiSSA(model, 5, 0.1, 20.0, **k),
 }
 

@@ -34,6 +34,8 @@ PLANNED = {
     "conjugate_gradient": lambda model, _, **k: ki.ConjugateGradient(
         model, 1e-30, 3, damping=50.0, **k
     ),
+    "kfac": lambda model, _, **k: ki.KFAC(model, **k),
+    "diagonal_fisher": lambda model, _, **k: ki.DiagonalFisher(model, labels="expected", **k),
     "cosine": lambda model, _, **k: ki.GradientDot(model, "cosine", **k),
 }
 

@@ -28,6 +28,7 @@ def model():
     [
         ("arnoldi", ki.Arnoldi, {"rank": 2, "num_iterations": 6, "num_examples": 7, "seed": 3}),
         ("random_projection", ki.RandomProjection, {"rank": 2, "seed": 3}),
+        ("ekfac", ki.EKFAC, {"num_examples": 7, "seed": 3, "labels": "sampled"}),
         ("gradient_dot", ki.GradientDot, {"similarity": "dot"}),
         (
             "lissa",

@@ -131,8 +131,12 @@ class Outer(Factor):
             return self.form(how, *self.tensors)
         return how.matmul(*self.sides())
 
+    def matrices(self) -> tf.Tensor:
+        """`gradients` as the layout has them: [B, G, m, n], or [B, ..., m, n] to be reshaped so."""
+        return self._matrices(Contraction())
+
     def gradients(self) -> tf.Tensor:
-        return self.layout.from_matrices(self._matrices(Contraction()))
+        return self.layout.from_matrices(self.matrices())
 
     def _projection_costs(self, count: int) -> dict[str, tuple[float, float]]:
         """Flops and bytes of each order, for one example."""
