@@ -37,6 +37,18 @@ class Batch(NamedTuple):
         return len(self.ids)
 
 
+class Identified(NamedTuple):
+    """Inputs of a model with the ids of their examples beside them; see `with_ids`.
+
+    Attributes:
+        inputs: what the model takes.
+        ids: int64 [batch].
+    """
+
+    inputs: Any
+    ids: Any
+
+
 class Examples(NamedTuple):
     """A dataset held in memory, in order.
 
@@ -139,6 +151,49 @@ def prefetched(items: Iterable[_T]) -> Generator[_T, None, None]:
     finally:
         closed.set()
         thread.join()
+
+
+def with_ids(dataset: Any) -> Any:
+    """The dataset with each example's id, its position, put beside its inputs.
+
+    For training by a `trainers.InfluenceTrainer`, which takes the ids away before the model is
+    called. Shuffle afterwards, so that an id stays with its example:
+    `with_ids(examples.batch(1)).unbatch().shuffle(10_000).batch(64)`.
+
+    Args:
+        dataset: a batched `tf.data.Dataset` of (x, y) or (x, y, sample_weight), in the same order
+            each time it is read; or a tuple of arrays.
+
+    Returns:
+        The same with `Identified(x, ids)` for x; a tuple of arrays for arrays, as in
+        `model.fit(*with_ids((x, y)))`.
+
+    Raises:
+        ValueError: a dataset that gives other examples each time it is read.
+        TypeError: something else.
+
+    Example:
+
+    ```python
+    trainer.fit(ki.data.with_ids(train), epochs=10)
+    ```
+    """
+    if isinstance(dataset, tuple):
+        examples, rows = _checked(dataset)
+        return (Identified(examples[0], np.arange(rows)), *examples[1:])
+    if not isinstance(dataset, tf.data.Dataset):
+        raise TypeError(
+            "Expected a batched tf.data.Dataset or a tuple of arrays. Received: "
+            f"{type(dataset).__name__}."
+        )
+    check_order(dataset)
+
+    def identify(position: tf.Tensor, element: Any) -> tuple[tf.Tensor, Any]:
+        x, *others = element
+        end = position + tf.shape(tf.nest.flatten(x)[0], tf.int64)[0]
+        return end, (Identified(x, tf.range(position, end)), *others)
+
+    return dataset.scan(tf.zeros([], tf.int64), identify)
 
 
 def count(dataset: Any) -> int:
