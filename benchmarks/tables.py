@@ -317,7 +317,12 @@ def tpu_compile() -> str:
     for result in results:
         for row in result["rows"]:
             memory = [row[f"{kind}_bytes"] / 1e6 for kind in ("argument", "output", "temp")]
-            number = {"project": "directions", "orthogonalize": "rows"}.get(row["step"])
+            number = {
+                "curvature_loop": "batches",
+                "project": "directions",
+                "orthogonalize": "rows",
+                "orthogonalize_shard": f"rows, on each of {row.get('chips')} chips",
+            }.get(row["step"])
             cells = [
                 f"{result['model']} ({result['num_parameters']:,})",
                 f"`{row['step']}`" + (f", {row['rank']} {number}" if number else ""),
@@ -325,7 +330,8 @@ def tpu_compile() -> str:
                 f"{row['flops'] / 1e9:,.1f}",
                 f"{row['bytes_accessed'] / 1e9:,.2f}",
                 ", ".join(f"{each:,.1f}" for each in memory),
-                f"{row['compile_seconds']:.1f}",
+                # Of a program that was compiled beside other work, the time says nothing.
+                "" if row["compile_seconds"] is None else f"{row['compile_seconds']:.1f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

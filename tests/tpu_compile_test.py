@@ -44,7 +44,8 @@ def _compiled(compiler, *steps):
     lowered = [step.lower() for step in steps]
     for step, each in zip(steps, lowered, strict=True):
         assert tpu_compile.forbidden(each.text) == [], step.name
-    reports = tpu_compile.compile_modules(compiler, [each.module for each in lowered])
+    modules, chips = [each.module for each in lowered], [step.chips for step in steps]
+    reports = tpu_compile.compile_modules(compiler, modules, chips)
     for step, report in zip(steps, reports, strict=True):
         memory = sum(report[f"{kind}_bytes"] for kind in ("argument", "output", "temp"))
         print(f"{step.name}: {report}")
@@ -65,8 +66,10 @@ def test_large_cnn_compiles_for_a_tpu(compiler):
         tpu_compile.curvature(maps, batch),
         tpu_compile.project(maps, batch, 32),
         tpu_compile.orthogonalization(793_894, 200),
+        tpu_compile.curvature_loop(maps, batch, 8),
+        tpu_compile.sharded_orthogonalization(793_894, 200),
     ]
-    _, reports = _compiled(compiler, *steps)
+    lowered, reports = _compiled(compiler, *steps)
     # Of one example, each layer once: positions x window x filters, or inputs x outputs.
     first = 2 * 26 * 26 * (9 * 1) * 32
     second = 2 * 24 * 24 * (9 * 32) * 64
@@ -89,6 +92,16 @@ def test_large_cnn_compiles_for_a_tpu(compiler):
     examples = 256 * (28 * 28 * 4 + 4)
     assert reports[0]["argument_bytes"] == pytest.approx(2 * 4 * 793_894 + examples, rel=0.05)
     assert reports[2]["argument_bytes"] == pytest.approx(4 * 201 * 793_894, rel=0.01)
+    # The loop is on the chip: its body is counted once, and eight batches come with its weights.
+    assert "stablehlo.while" in lowered[3].text
+    _check_flops(reports[3], reports[0]["flops"])
+    expected = 2 * 4 * 793_894 + 8 * examples
+    assert reports[3]["argument_bytes"] == pytest.approx(expected, rel=0.05)
+    # A quarter of the columns on each of four chips, and a sum over them in each of two passes.
+    columns = 198_474
+    assert (reports[4]["chips"], reports[4]["all_reduces"]) == (4, 2)
+    assert reports[4]["flops"] == pytest.approx(4 * 2 * 200 * columns, rel=1e-3)
+    assert reports[4]["argument_bytes"] == pytest.approx(4 * 201 * columns, rel=0.01)
 
 
 @pytest.mark.slow
@@ -133,6 +146,17 @@ def test_orthogonalisation_leaves_no_product_to_the_unit_that_rounds():
     text = step.lower().text
     assert "stablehlo.dot" not in text
     assert text.count("stablehlo.reduce") >= 4
+
+
+def test_a_shard_sums_over_the_chips_and_a_loop_stays_on_them():
+    text = tpu_compile.sharded_orthogonalization(1_000, 10, chips=4).lower().text
+    assert text.count("stablehlo.all_reduce") == 2
+    assert "tensor<10x250xf32>" in text
+    maps, batch, _ = tpu_compile.problem("large_cnn", batch_size=2)
+    lowered = tpu_compile.curvature_loop(maps, batch, 3).lower()
+    assert tpu_compile.forbidden(lowered.text) == []
+    assert lowered.text.count("stablehlo.while") == 1
+    assert "mhlo.copy" not in lowered.text
 
 
 def test_without_the_compiler_the_error_says_what_to_do(tmp_path, monkeypatch):
