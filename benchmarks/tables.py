@@ -121,6 +121,26 @@ def arnoldi_overhead() -> str:
     )
 
 
+def iteration() -> str:
+    """Products until the top pairs have converged, by the way in which they are found."""
+    (result,) = read_results("iteration")
+    settings, rows = result["settings"], result["rows"]
+    num_draws = len(rows[0]["products"])
+    lines = [
+        f"The {settings['rank']} pairs of largest magnitude over {settings['num_examples']} "
+        f"digits, residuals within {settings['tolerance']:g} of the largest eigenvalue; "
+        f"{num_draws} draw{'s' * (num_draws > 1)} of the starting vectors:",
+        "",
+        "| model (parameters) | from | products | restarts | vectors held | pairs missed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        numbers = [_spread(row[key], 0) for key in ("products", "restarts", "held", "missed")]
+        name = f"{row['model']} ({row['num_parameters']:,})"
+        lines.append(f"| {name} | {row['way']} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
 def loss_and_gradient() -> str:
     """The squared gradient of the last layer, taken apart."""
     (result,) = read_results("loss-and-gradient")
@@ -435,6 +455,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-large_cnn": lambda: mislabeled("digits-large_cnn"),
     "loss-and-gradient": loss_and_gradient,
     "arnoldi-overhead": arnoldi_overhead,
+    "iteration": iteration,
     "projection": projection,
     "curvature": curvature,
     "index": index,
