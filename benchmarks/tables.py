@@ -141,6 +141,19 @@ def iteration() -> str:
     return "\n".join(lines)
 
 
+def arnoldi_storage() -> str:
+    """What bfloat16 storage of the basis costs in accuracy."""
+    (result,) = read_results("arnoldi-storage")
+    exact, rounded = result["orthogonality"]
+    return (
+        f"Stored in bfloat16 on {result['model']} ({result['num_parameters']:,} parameters, "
+        f"{result['num_iterations']} iterations), the {result['rank']} largest eigenvalues are off "
+        f"by at most {result['eigenvalue_error']:.1e} of the largest, self-influences by "
+        f"{result['self_influence_error']:.1e} of their mean; max |Q'Q - I| = {rounded:.1e} "
+        f"instead of {exact:.1e}."
+    )
+
+
 def loss_and_gradient() -> str:
     """The squared gradient of the last layer, taken apart."""
     (result,) = read_results("loss-and-gradient")
@@ -456,6 +469,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loss-and-gradient": loss_and_gradient,
     "arnoldi-overhead": arnoldi_overhead,
     "iteration": iteration,
+    "arnoldi-storage": arnoldi_storage,
     "projection": projection,
     "curvature": curvature,
     "index": index,
