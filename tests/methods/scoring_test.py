@@ -87,31 +87,31 @@ def test_a_kill_at_each_step_changes_no_bit(name, tmp_path, dies):
 
 
 def test_what_is_done_is_not_computed_again(tmp_path, dies):
-    # Three queries are two blocks; 23 examples are five batches, and so three parts. A block's
-    # steps: the solutions, and three parts.
+    # A query with all that a recursion holds of it is a block; 23 examples are five batches, and so
+    # three parts. A block's steps: the solution, and three parts.
     method, train = _golden("lissa", tmp_path)
     queries = cases.images(3, seed=5)
-    calls = {"curvature": 0, "project": 0}
+    calls = {"_inverse_products": 0, "project": 0}
 
-    def counted(name):
-        function = getattr(method.maps, name)
+    def counted(owner, name):
+        function = getattr(owner, name)
 
         def counting(*args):
             calls[name] += 1
             return function(*args)
 
-        setattr(method.maps, name, counting)
+        setattr(owner, name, counting)
 
-    counted("curvature")
-    counted("project")
+    counted(method, "_inverse_products")
+    counted(method.maps, "project")
     dies(2)
     with pytest.raises(_Killed):
         method.scores(queries, train, tmp_path / "scores")
-    # Five steps of the recursion for each of two queries; two batches, and two that were lost.
-    assert calls == {"curvature": 10, "project": 4}
+    # The first block; two batches of a part, and two that were lost.
+    assert calls == {"_inverse_products": 1, "project": 4}
     dies(None)
     method.scores(queries, train, tmp_path / "scores")
-    assert calls == {"curvature": 15, "project": 4 + 3 + 5}
+    assert calls == {"_inverse_products": 3, "project": 4 + 3 + 5 + 5}
 
 
 def test_what_only_a_cosine_asks_for(tmp_path, dies):
