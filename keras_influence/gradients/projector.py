@@ -1,5 +1,6 @@
 """The same directions, batch after batch."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,8 @@ class Projector:
         key = coverage.layout
         if key not in self._kept:
             # Outside of any graph that is being traced, which would make them anew at each run.
-            with tf.init_scope():
+            # Where none is, without that scope: it stops the tapes of rows that are gradients.
+            eager = tf.executing_eagerly()
+            with contextlib.nullcontext() if eager else tf.init_scope():
                 self._kept[key] = self._maps.lay_out(self._rows(), coverage)
         return self._kept[key]
