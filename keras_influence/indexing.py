@@ -106,7 +106,15 @@ def _identity(manifest: dict[str, Any]) -> Any:
     config = {
         name: value
         for name, value in method["config"].items()
-        if name not in ("verbose", "memory_budget", "basis", "batch_size", "steps_per_execution")
+        if name
+        not in (
+            "verbose",
+            "memory_budget",
+            "direction_bytes",
+            "basis",
+            "batch_size",
+            "steps_per_execution",
+        )
     }
     # As JSON gives it back: lists for tuples.
     described = json.dumps(config, sort_keys=True)

@@ -223,7 +223,7 @@ def test_fewer_directions_than_blocks_of_them():
     assert found < 4
     whole = method.encode(train)
     assert whole.shape == (12, found)
-    method.memory_budget = 1  # A direction at a time.
+    method.direction_bytes = 1  # A direction at a time.
     np.testing.assert_allclose(method.encode(train), whole, rtol=1e-5, atol=1e-6)
 
 

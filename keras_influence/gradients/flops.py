@@ -1,6 +1,7 @@
 """Floating-point operations of a batch: two for a multiplication and an addition."""
 
 import contextlib
+import io
 import logging
 import math
 from collections.abc import Iterator
@@ -58,11 +59,12 @@ def graph_flops(function: Any, *arguments: Any) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remark that the profiler is TensorFlow 1's: there is no other that counts."""
+    """Without its remarks: that it is TensorFlow 1's, and which operations it has no count for."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)

@@ -49,9 +49,11 @@ from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
     DurableBasis,
     DurableDeviceBasis,
+    begun_with,
     examples_fingerprint,
 )
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.settling import settle
 from keras_influence.methods.shared_fit import SharedFit
 from keras_influence.methods.work import Job, Load, Work
 from keras_influence.workers import Workers
@@ -207,6 +209,8 @@ class Arnoldi(InverseMethod, EncodingMethod):
                 are all zero.
             storage.StoreInUseError: another process is fitting there.
         """
+        if directory is not None:
+            self._choose_sizes_in(dataset, pathlib.Path(directory))
         if directory is None:
             directory = self.basis if self._on_disk else None
         elif self.basis not in (*PLACES, os.fspath(directory)):
@@ -215,12 +219,31 @@ class Arnoldi(InverseMethod, EncodingMethod):
                 f"another directory: {os.fspath(directory)!r}."
             )
         if directory is None:
+            self._choose_sizes(dataset)
             self._timed(dataset, lambda: self._fit(dataset, queries))
             return self
         path, workers = pathlib.Path(directory), Workers(self.model)
         with workers.writing(path), between_steps("the fit") as check:
             self._timed(dataset, lambda: self._fit_in(path, dataset, check, queries, workers))
         return self
+
+    def _choose_sizes(self, dataset: Any) -> None:
+        if self.memory_budget is not None:
+            places = ("device", "host") if self.basis == "device" else (self.basis,)
+            settle(self, dataset, places)
+
+    def _choose_sizes_in(self, dataset: Any, path: pathlib.Path) -> None:
+        """The same, where the directory may hold the basis; or as a fit there was begun."""
+        if self.memory_budget is None:
+            return
+        begun = begun_with(path)
+        if begun is not None:
+            self.batch_size = begun["batch_size"]
+            if begun["place"] == "disk":
+                self.basis = str(path)
+            return
+        places = {"device": ("device", "host", str(path)), "host": ("host", str(path))}
+        settle(self, dataset, places.get(self.basis, (self.basis,)))
 
     def _fit(self, dataset: Any, queries: Any = None) -> int:
         batches, num_train = self._frozen(dataset)
@@ -250,7 +273,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
         arguments = (steps, self.maps, self.model, self._stored_dtype)
         on_device = device_arguments(*arguments) if self.basis == "device" else ()
         memory = new_basis(self.basis, *arguments) if self.basis == "host" else None
-        stored = directory.basis(steps, size, self._stored_dtype, self.memory_budget, memory)
+        stored = directory.basis(steps, size, self._stored_dtype, self.direction_bytes, memory)
         basis: Basis | Space
         if stored is None:
             assert memory is not None
@@ -295,7 +318,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
             self.rank,
             self.num_examples,
             place,
-            self.memory_budget,
+            self.direction_bytes,
         )
         if self.complement is not None:
             yield from completion_work(self, job, self._directions_bytes(job))
@@ -313,8 +336,14 @@ class Arnoldi(InverseMethod, EncodingMethod):
     def _solve_work(self, job: Job, blocks: Load) -> Iterator[Work]:
         count = blocks.batch_size
         held = self._directions_bytes(job) + 3 * count * job.vector_bytes
-        # Products with the eigenvectors, and back: nothing beside a pass over the data.
-        yield Work("inverse by the eigenbasis", None, blocks.num_batches, host=held)
+        rank = min(self.rank, job.size)
+        # There and back.
+        yield Work(
+            "inverse by the eigenbasis",
+            job.combination(count, rank),
+            2 * blocks.num_batches * job.parts(rank),
+            host=held,
+        )
         if self.refine:
             frozen = job.frozen(self.num_examples)
             products = (self.refine + 2) * blocks.num_batches
@@ -355,7 +384,15 @@ class Arnoldi(InverseMethod, EncodingMethod):
     ) -> dict[str, Any]:
         """All that the bits of the result depend on."""
         config = self.get_config()
-        for name in ("verbose", "memory_budget", "basis", "scale", "measurement", "refine"):
+        for name in (
+            "verbose",
+            "memory_budget",
+            "direction_bytes",
+            "basis",
+            "scale",
+            "measurement",
+            "refine",
+        ):
             del config[name]
         if queries is not None:
             config["queries"] = batches_fingerprint(queries)

@@ -47,7 +47,11 @@ class InfluenceMethod(Planned, abc.ABC):
             speed and memory, and no score beyond rounding.
         steps_per_execution: batches that one execution goes through on the device, as in
             `model.compile`: more of them where a batch takes the device less time than the host.
-        memory_budget: bytes that directions in parameter space (eigenvectors, random directions,
+        memory_budget: bytes that a job may take at its peak, on the host and on an accelerator
+            each, beyond what is held when it begins. `fit` and `plan` then lower `batch_size` and
+            `direction_bytes`, and choose a basis's place, so that the job fits, for which they
+            compute some batches; or they raise, and say what the least would be.
+        direction_bytes: bytes that directions in parameter space (eigenvectors, random directions,
             gradients of queries) may take at once; what does not fit is done in several passes.
         measurement: what of a query is explained: `"loss"`, or a classifier's `"margin"`
             (log-odds of its label), `"logit"` or `"probability"`, or a function (labels, outputs)
@@ -80,7 +84,8 @@ class InfluenceMethod(Planned, abc.ABC):
         sequence_reduction: str = "mean",
         batch_size: int | None = None,
         steps_per_execution: int = 1,
-        memory_budget: float = 512 * 2**20,
+        memory_budget: float | None = None,
+        direction_bytes: float = 512 * 2**20,
         measurement: Measurement = "loss",
         contraction: Contraction | None = None,
         scale: str = "loss",
@@ -97,12 +102,14 @@ class InfluenceMethod(Planned, abc.ABC):
         if measurement != "loss":
             measured = measurement_loss(measurement, self.maps.loss)
             self.query_maps = LossMaps(model, measured, variables, sequence_reduction, contraction)
-        if memory_budget <= 0:
-            raise ValueError(f"`memory_budget` must be above zero. Received: {memory_budget}.")
+        for name, value in (("memory_budget", memory_budget), ("direction_bytes", direction_bytes)):
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be above zero. Received: {value}.")
         check_steps(steps_per_execution)
         self.batch_size = batch_size
         self.steps_per_execution = steps_per_execution
         self.memory_budget = memory_budget
+        self.direction_bytes = direction_bytes
         self.scale = scale
         self.verbose = verbose
         self.num_train: int | None = None
@@ -129,6 +136,7 @@ class InfluenceMethod(Planned, abc.ABC):
         Returns:
             The method itself.
         """
+        self._choose_sizes(dataset)
         self._timed(dataset, lambda: self._fit(dataset))
         return self
 
@@ -308,6 +316,7 @@ class InfluenceMethod(Planned, abc.ABC):
             "batch_size": self.batch_size,
             "steps_per_execution": self.steps_per_execution,
             "memory_budget": self.memory_budget,
+            "direction_bytes": self.direction_bytes,
             "measurement": _serialized_loss(self.measurement),
             "contraction": self.maps.contraction.get_config(),
             "scale": self.scale,
@@ -375,7 +384,7 @@ class InfluenceMethod(Planned, abc.ABC):
             )
 
     def _rows_in_budget(self, row_bytes: float) -> int:
-        return int(max(self.memory_budget // row_bytes, 1))
+        return int(max(self.direction_bytes // row_bytes, 1))
 
     def _per_train(self) -> float:
         """1/N, or 1 where scores are raw."""

@@ -152,7 +152,18 @@ def completion_work(method: "Arnoldi", job: Job, held: float) -> Iterator[Work]:
             host=held + 3 * count * job.vector_bytes,
             device=frozen.bytes,
         )
-        held += min(method.sketch_size, -(-count // 2)) * job.vector_bytes
+        size = min(method.sketch_size, -(-count // 2))
+        held += size * job.vector_bytes
+        # Products of the sample with the eigenvectors, four times, and with itself, once; of the
+        # sketch with the sample, and its orthogonalisation, as slow as six products with itself.
+        products = 4 * count * min(method.rank, job.size) + count**2 + size * count + 6 * size**2
+        yield Work(
+            "products for the sketch",
+            job.combination(count, count),
+            products / count**2 * job.parts(count),
+            host=held + 2 * count * job.vector_bytes,
+            device=frozen.bytes,
+        )
     block = min(probes, method._rows_in_budget(_VECTORS_PER_PROBE * int(job.vector_bytes)))
     held += _VECTORS_PER_PROBE * block * job.vector_bytes
     if method.complement != "trace":

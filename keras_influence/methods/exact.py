@@ -200,4 +200,6 @@ def decomposition(size: int) -> Unit:
         matrix = np.random.default_rng(0).standard_normal((size, size))
         return lambda: scipy.linalg.eigh(matrix + matrix.T, overwrite_a=True)
 
-    return Unit(("eigenvalues", size), prepare, flops=lambda: 9.0 * size**3)
+    return Unit(
+        ("eigenvalues", size), prepare, flops=lambda: 9.0 * size**3, operands=24.0 * size**2
+    )

@@ -166,7 +166,16 @@ class FisherMethod(InverseMethod):
     def _identity(self, batches: Sequence[data.Batch], num_train: int) -> dict[str, Any]:
         """All that the bits of the result depend on."""
         config = self.get_config()
-        for name in ("verbose", "memory_budget", "scale", "damping", "run", "l2", "measurement"):
+        for name in (
+            "verbose",
+            "memory_budget",
+            "direction_bytes",
+            "scale",
+            "damping",
+            "run",
+            "l2",
+            "measurement",
+        ):
             del config[name]
         return {
             **config,

@@ -269,7 +269,7 @@ class InverseMethod(DirectionMethod):
             self.model,
             frozen,
             self.l2,
-            self.memory_budget,
+            self.direction_bytes,
             self.curvature,
             self.steps_per_execution,
         )

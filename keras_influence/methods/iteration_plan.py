@@ -62,6 +62,14 @@ def iteration_work(
         disk=disk,
         disk_vectors=0 if directory is None else rows,
     )
+    # A product of all vectors with all.
+    yield Work(
+        "test of orthogonality",
+        job.combination(rows, rows),
+        job.parts(rows),
+        host=basis,
+        disk=disk,
+    )
     kept = rank * vector
     yield Work(
         f"{rank:,} eigenvectors",

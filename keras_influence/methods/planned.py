@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_influence.methods import planning
 from keras_influence.methods.plan import Plan
+from keras_influence.methods.settling import settle
 from keras_influence.methods.work import Job, Load, Work
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Planned:
         >>> print(ki.Arnoldi(model, rank=100).plan(train, queries=test))
         """
         _check_described(type(self))
+        self._choose_sizes(dataset)
         job = Job(self, dataset, queries)
         phases = [("fit", self._fit_work(job))]
         if queries is None:
@@ -59,6 +61,11 @@ class Planned:
         else:
             phases.append(("scores", self._scores_work(job)))
         return planning.plan(job, phases)
+
+    def _choose_sizes(self: "InfluenceMethod", dataset: Any) -> None:  # type: ignore[misc]
+        """What is done at once, for the memory budget, where there is one."""
+        if self.memory_budget is not None:
+            settle(self, dataset)
 
     def _fit_work(self, job: Job) -> Iterator[Work]:
         """Of `fit` on `job.train`."""

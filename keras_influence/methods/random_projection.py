@@ -20,7 +20,7 @@ class RandomProjection(EncodingMethod):
     gradients' product as its expectation (Johnson and Lindenstrauss), with a standard deviation of
     about sqrt(2/rank) of a squared norm. No curvature: the baseline that `Arnoldi` must beat at the
     same rank. `fit` only counts the training examples. The directions are drawn as they are needed,
-    no more at a time than `memory_budget` holds; each such block is a pass over the data.
+    no more at a time than `direction_bytes` holds; each such block is a pass over the data.
 
     Args:
         model: a built Keras model, trained.

@@ -93,6 +93,14 @@ class FitDirectory:
         return StepJournal(storage.Records(self.path / _STEPS), after)
 
 
+def begun_with(path: pathlib.Path) -> dict[str, Any] | None:
+    """The identity of the fit that a directory holds, or None."""
+    record = path / _RECORD
+    if not record.exists():
+        return None
+    return storage.unsealed(record.read_bytes(), str(record))["identity"]
+
+
 def check_identity(
     path: pathlib.Path, what: str, found: dict[str, Any], wanted: dict[str, Any]
 ) -> None:

@@ -32,6 +32,7 @@ class Unit(NamedTuple):
         calls: the map of `gradients.LossMaps` that one unit calls; "" for none. Of `curvatures`,
             as many calls of `curvature` as there are vectors.
         num_calls: how often.
+        operands: bytes that what it needs takes, while it is measured.
     """
 
     key: tuple[Any, ...]
@@ -40,6 +41,7 @@ class Unit(NamedTuple):
     flops: Callable[[], float] = lambda: 0.0
     calls: str = ""
     num_calls: int = 1
+    operands: float = 0.0
 
 
 class Work(NamedTuple):
@@ -50,8 +52,8 @@ class Work(NamedTuple):
         unit: what is done again and again; None where only memory is held.
         repetitions: of the unit.
         hessian_products: of all repetitions.
-        host, device: bytes held meanwhile, besides what a unit takes for itself. Where the model is
-            on the CPU the two are one.
+        host, device: bytes held meanwhile, with the unit's operands, besides what it takes for
+            itself. Where the model is on the CPU the two are one.
         disk: bytes, new, on the disk meanwhile.
         disk_vectors: written.
         directions: held laid out.
@@ -209,6 +211,7 @@ class Job:
             len(load.sample),
             lambda: self._projection_flops(load, count, directions is not None),
             name,
+            operands=count * self.vector_bytes,
         )
 
     def layout(self, count: int, rows: Callable[[], Any] | None = None) -> Unit:
@@ -235,6 +238,7 @@ class Job:
             len(load.sample),
             lambda: self._curvature_flops(load),
             "curvature",
+            operands=self._sample_bytes(load) + self.vector_bytes,
         )
 
     def products(self, load: Load, count: int) -> Unit:
@@ -252,6 +256,7 @@ class Job:
             lambda: count * self._curvature_flops(load),
             "curvature",
             count,
+            self._sample_bytes(load) + count * self.vector_bytes,
         )
 
     def orthogonalization(self, count: int, make: Callable[[int], Basis] | None = None) -> Unit:
@@ -274,8 +279,14 @@ class Job:
             return call
 
         # Two products with the basis, twice.
-        flops = 8.0 * self.size
-        return Unit(("orthogonalize", rows, make), prepare, rows * (rows + 1) // 2, lambda: flops)
+        flops, held = 8.0 * self.size, 0.0 if make is not None else rows * self.vector_bytes
+        return Unit(
+            ("orthogonalize", rows, make),
+            prepare,
+            rows * (rows + 1) // 2,
+            lambda: flops,
+            operands=held,
+        )
 
     def combination(self, count: int, rows: int, dtype: Any = None) -> Unit:
         """`count` vectors are made of `rows`: one in so many `parts` of them."""
@@ -287,7 +298,9 @@ class Job:
             return lambda: inner @ basis
 
         flops = 2.0 * count * rows * columns
-        return Unit(("combine", count, rows, dtype), prepare, 1, lambda: flops)
+        # The result as well, which a stage that makes vectors counts among what it holds.
+        held = (count * rows + (count + rows) * columns) * float(np.dtype(dtype).itemsize)
+        return Unit(("combine", count, rows, dtype), prepare, 1, lambda: flops, operands=held)
 
     def parts(self, rows: int) -> float:
         """See `combination`."""
@@ -304,14 +317,23 @@ class Job:
         """[count, p], of unit length; what the numbers are does not matter to their time."""
         return tf.fill([count, self.size], tf.cast(self.size**-0.5, self.parameters.dtype))
 
+    def _sample_bytes(self, load: Load) -> float:
+        return len(load.sample) * load.batch_size * load.example_bytes
+
     @property
     def _kind(self) -> str:
         return getattr(self.method, "curvature", "hessian")
 
     def _operator(self, load: Load) -> FrozenCurvature:
-        maps, budget = self.method.maps, self.method.memory_budget
-        sample = list(load.sample)
-        return FrozenCurvature(maps, self.method.model, sample, budget=budget, kind=self._kind)
+        method = self.method
+        return FrozenCurvature(
+            method.maps,
+            method.model,
+            list(load.sample),
+            budget=method.direction_bytes,
+            kind=self._kind,
+            steps_per_execution=method.steps_per_execution,
+        )
 
     def _curvature_flops(self, load: Load) -> float:
         batch, (curvature, _) = load.sample[0], self.method.maps.products(self._kind)

@@ -54,10 +54,10 @@ def test_every_public_method_is_planned():
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_what_is_planned_is_done(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_SECONDS", 0.0)
+    monkeypatch.setattr(planning, "TIMED", planning.ONCE)
     train, queries = cases.images(24), cases.images(5, seed=5)
     # 163 parameters of 4 bytes: two directions at a time, and so three passes for five queries.
-    method = PLANNED[name](cases.image_model(), tmp_path, batch_size=7, memory_budget=2 * 163 * 4)
+    method = PLANNED[name](cases.image_model(), tmp_path, batch_size=7, direction_bytes=2 * 163 * 4)
     plans = method.plan(train, queries), method.plan(train)
     done = collections.Counter()
     for each in MAPS:

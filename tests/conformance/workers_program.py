@@ -33,7 +33,7 @@ def results(strategy, directory, disk):
     with strategy.scope():
         model = cases.image_model()
     train, queries, more = cases.images(NUM_TRAIN), cases.images(3, seed=5), cases.images(7, seed=6)
-    kwargs = {"batch_size": 6, "memory_budget": TWO_ROWS, "verbose": 0}
+    kwargs = {"batch_size": 6, "direction_bytes": TWO_ROWS, "verbose": 0}
     found = {}
     dot = ki.GradientDot(model, **kwargs).fit(train)
     found["self-influence"] = dot.self_influence(train, directory / "self-influence")

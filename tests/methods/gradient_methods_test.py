@@ -262,7 +262,7 @@ def test_random_directions_are_drawn_within_the_budget():
     size = model.count_params()
     whole = ki.RandomProjection(model, 7, seed=1).fit((x, y))
     # Three rows of float32 at a time: blocks of 3, 3 and 1.
-    parts = ki.RandomProjection(model, 7, seed=1, memory_budget=3 * 4 * size + 1).fit((x, y))
+    parts = ki.RandomProjection(model, 7, seed=1, direction_bytes=3 * 4 * size + 1).fit((x, y))
     drawn = []
     rows = parts._direction_rows
     parts._direction_rows = lambda start, stop: drawn.append((start, stop)) or rows(start, stop)
@@ -274,8 +274,8 @@ def test_random_directions_are_drawn_within_the_budget():
     np.testing.assert_array_equal(tops[0].proponents.ids, tops[1].proponents.ids)
     np.testing.assert_allclose(tops[0].proponents.scores, tops[1].proponents.scores, rtol=1e-4)
     assert drawn == [(0, 3), (3, 6), (6, 7)]
-    with pytest.raises(ValueError, match="`memory_budget` must be above zero"):
-        ki.RandomProjection(model, 7, memory_budget=0)
+    with pytest.raises(ValueError, match="`direction_bytes` must be above zero"):
+        ki.RandomProjection(model, 7, direction_bytes=0)
 
 
 def test_queries_that_exceed_the_budget_pass_in_blocks():
@@ -283,7 +283,7 @@ def test_queries_that_exceed_the_budget_pass_in_blocks():
     x, y = cases.images(7)
     size = model.count_params()
     whole = ki.GradientDot(model).fit((x, y))
-    parts = ki.GradientDot(model, memory_budget=2 * 4 * size).fit((x, y))
+    parts = ki.GradientDot(model, direction_bytes=2 * 4 * size).fit((x, y))
     np.testing.assert_allclose(
         parts.scores((x, y), (x, y)), whole.scores((x, y), (x, y)), rtol=1e-4, atol=1e-7
     )

@@ -203,10 +203,10 @@ def test_settings_are_saved(problem, tmp_path):
     np.testing.assert_array_equal(loaded.scores(train, train), arnoldi.scores(train, train))
 
 
-@pytest.mark.parametrize("memory_budget", [512 * 2**20, 1])
-def test_blocks_on_the_devices(problem, memory_budget):
+@pytest.mark.parametrize("direction_bytes", [512 * 2**20, 1])
+def test_blocks_on_the_devices(problem, direction_bytes):
     model, train, _ = problem
-    kwargs = {**OPTIONS, "memory_budget": memory_budget}
+    kwargs = {**OPTIONS, "direction_bytes": direction_bytes}
     host = _arnoldi(model, **kwargs).fit(train).eigenbasis
     device = _arnoldi(model, basis="device", **kwargs).fit(train).eigenbasis
     np.testing.assert_allclose(device.values, host.values, rtol=1e-9)

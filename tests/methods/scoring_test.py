@@ -53,7 +53,7 @@ def dies(monkeypatch):
 
 def _golden(name, directory, **kwargs):
     model, train = cases.image_model(), cases.images(23)
-    kwargs = {"batch_size": 5, "memory_budget": TWO_ROWS, "verbose": 0, **kwargs}
+    kwargs = {"batch_size": 5, "direction_bytes": TWO_ROWS, "verbose": 0, **kwargs}
     return GOLDENS[name](model, directory, **kwargs).fit(train), train
 
 
@@ -143,7 +143,7 @@ def test_another_job_is_refused(tmp_path, dies):
         r"queries: '3 examples": lambda: method.scores(cases.images(2, seed=5), train, place),
         r"what: 'scores' there, 'self_influence'": lambda: method.self_influence(train, place),
         r"scale: 'loss' there, 'raw' now": lambda: ki.GradientDot(
-            method.model, batch_size=5, memory_budget=TWO_ROWS, scale="raw"
+            method.model, batch_size=5, direction_bytes=TWO_ROWS, scale="raw"
         ).scores(queries, train, place),
     }.items():
         with pytest.raises(ValueError, match=r"holds scores of something else \(.*" + difference):
@@ -183,7 +183,7 @@ def test_checkpoints_serve_a_model_that_is_built_anew(tmp_path, dies):
     with pytest.raises(_Killed):
         method.self_influence(train, tmp_path / "own")
     again = ki.TracIn(
-        cases.image_model(), tmp_path / "run", batch_size=5, memory_budget=TWO_ROWS
+        cases.image_model(), tmp_path / "run", batch_size=5, direction_bytes=TWO_ROWS
     ).fit(train)
     dies(None)
     np.testing.assert_array_equal(again.self_influence(train, tmp_path / "own"), expected)
@@ -264,7 +264,7 @@ KILLED = """
         model = train_model(directory, train)
         found = checkpoints.list_checkpoints(directory / "run")
         assert [each.epoch for each in found] == list(range(EPOCHS))
-        kwargs = dict(batch_size=8, memory_budget=2 * 163 * 4, verbose=0)
+        kwargs = dict(batch_size=8, direction_bytes=2 * 163 * 4, verbose=0)
         tracin = ki.TracIn(model, directory / "run", **kwargs)
         lissa = ki.LiSSA(model, 20, 0.1, 20.0, **kwargs).fit(train)
         np.savez(
