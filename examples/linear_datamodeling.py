@@ -19,17 +19,17 @@ import keras
 import numpy as np
 from absl import app, flags, logging
 
+import common_flags
 import keras_influence as ki
 import problems
+import retraining_flags
 import runs
 
 _PROBLEM = flags.DEFINE_enum("problem", "digits-1e-2", list(problems.PROBLEMS), "What to train.")
-_BANK = flags.DEFINE_string("bank", None, "Directory of the retrainings; by default a new one.")
 _MEASUREMENT = flags.DEFINE_enum(
     "measurement", "loss", ["loss", "margin"], "What is predicted of each query."
 )
 _SUBSETS = flags.DEFINE_integer("subsets", 0, "Subsets to compare on; 0 for all.", lower_bound=0)
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Processes that retrain.", lower_bound=1)
 
 
 class Trained(NamedTuple):
@@ -98,13 +98,17 @@ def evaluate(
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Only flags are taken. Received: {argv[1:]}.")
-    problem = problems.PROBLEMS[_PROBLEM.value](flags.FLAGS.data_dir)
+    problem = problems.PROBLEMS[_PROBLEM.value](common_flags.DATA_DIR.value)
     if _SUBSETS.value:
         problem = problem._replace(masks=problem.masks[: _SUBSETS.value])
     output = runs.new_directory(
-        flags.FLAGS.output_dir, "linear_datamodeling", f"{_PROBLEM.value}-{_MEASUREMENT.value}"
+        common_flags.OUTPUT_DIR.value,
+        "linear_datamodeling",
+        f"{_PROBLEM.value}-{_MEASUREMENT.value}",
     )
-    bank = problem.bank(_BANK.value or output / "bank").run(processes=_PROCESSES.value)
+    bank = problem.bank(retraining_flags.BANK.value or output / "bank").run(
+        processes=retraining_flags.PROCESSES.value
+    )
     losses = bank.losses(_MEASUREMENT.value)
     trained = train(problem, output / "checkpoints")
     print(f"{'method':20} {'LDS':>6}  {'over queries':>16}  {'over subsets':>16}  {'seconds':>7}")
@@ -138,6 +142,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data_dir", None, "Directory of tensorflow_datasets.")
-    flags.DEFINE_string("output_dir", None, "New directory for the results.")
     app.run(main)

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,7 +15,7 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 def test_the_lines_of_use(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    block, mirrored, converged, durable = re.findall(
+    block, mirrored, retrained, recorded, converged, durable = re.findall(
         r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
     )
     # 79 parameters have no 100 eigenvectors.
@@ -38,12 +39,22 @@ def test_the_lines_of_use(tmp_path, monkeypatch):
     assert (
         (loaded((images[:5], labels[:5])).opponents.ids == names["top"].opponents.ids).numpy().all()
     )
+    exec(
+        retrained.replace("num_subsets=100", "num_subsets=4").replace("20}", "1}"),
+        names | {"x": images, "y": labels, "make_model": lambda: cases.image_model(size=4)},
+    )
     exec(converged, names)
     assert names["arnoldi"].eigenbasis.values.shape == (4,)
     names["more"] = cases.images(7, size=4, seed=1)
     durable = durable.replace("rank=100", "rank=4").replace("[17, 4711]", "[17, 11]")
     exec(durable, names)
     np.testing.assert_array_equal(names["scorer"].ids, np.delete(np.arange(31), [11, 17]))
+    # Of a model of its own, since it trains it.
+    exec(
+        recorded,
+        names
+        | {"model": cases.image_model(size=4), "keras": keras, "loss": cases.SPARSE, "y": labels},
+    )
     # The scorer lies beside the checkpoints, and the run goes on all the same.
     recorder = ki.callbacks.TracInCheckpoint("runs/mnist")
     names["model"].fit(names["train"], epochs=11, initial_epoch=10, callbacks=[recorder], verbose=0)

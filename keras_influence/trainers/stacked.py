@@ -222,7 +222,8 @@ class Stack:
                 ]
             )
             whole = order[:, : steps * size].reshape(self._replicas, steps, size)
-            run(tf.constant(np.moveaxis(whole, 0, 1).reshape(steps, -1)))
+            if steps:
+                run(tf.constant(np.moveaxis(whole, 0, 1).reshape(steps, -1)))
             if rest:
                 run(tf.constant(order[:, steps * size :].reshape(1, -1)))
 

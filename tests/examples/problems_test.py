@@ -1,13 +1,15 @@
 """The problems that methods are held against retraining on."""
 
 import numpy as np
+import pytest
 
 import cases
 import problems
 
 
-def test_softmax_regression_is_trained_to_its_optimum():
-    problem = problems.digits(l2=0.05)
+@pytest.mark.parametrize("solver", [problems.SoftmaxRegression, problems.NewtonSoftmaxRegression])
+def test_softmax_regression_is_trained_to_its_optimum(solver):
+    problem = problems.digits(l2=0.05)._replace(train_fn=solver(0.05))
     x, y = (array[:50] for array in problem.train)
     model = problem._replace(train=(x, y)).trained()
     gradient = cases.dense_gradients(model, cases.cross_entropy, x, y).mean(axis=0)

@@ -81,6 +81,18 @@ def test_a_stack_ends_where_each_run_by_itself_does(make_model):
             np.testing.assert_allclose(stacked, alone, atol=1e-5)
 
 
+def test_subsets_smaller_than_a_batch():
+    x, y = images()
+    model = make(dense_model(lambda: keras.optimizers.SGD(0.1)), 3)
+    recipe = Recipe({"epochs": 1, "batch_size": 16}, None)
+    stack = Stack(model, [model.get_weights()] * 2)
+    stack.train((x, y), [np.arange(5), np.arange(5)], [1, 2], recipe)
+    recipe.train(model, data.Examples((x[:5], y[:5]), np.arange(5)), 1)
+    for replica in range(2):
+        for alone, stacked in zip(model.get_weights(), stack.weights(replica), strict=True):
+            np.testing.assert_allclose(stacked, alone, atol=1e-5)
+
+
 def compiled(*more, optimizer="sgd", loss=LOSS):
     model = keras.Sequential([keras.Input((6, 6, 2)), *more, layers.Flatten(), layers.Dense(3)])
     model.compile(optimizer, loss)
