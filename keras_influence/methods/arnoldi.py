@@ -49,11 +49,9 @@ from keras_influence.methods.preemption import between_steps
 from keras_influence.methods.resumption import (
     DurableBasis,
     DurableDeviceBasis,
-    begun_with,
     examples_fingerprint,
 )
 from keras_influence.methods.scoring import Steps
-from keras_influence.methods.settling import settle
 from keras_influence.methods.shared_fit import SharedFit
 from keras_influence.methods.work import Job, Load, Work
 from keras_influence.workers import Workers
@@ -210,7 +208,7 @@ class Arnoldi(InverseMethod, EncodingMethod):
             storage.StoreInUseError: another process is fitting there.
         """
         if directory is not None:
-            self._choose_sizes_in(dataset, pathlib.Path(directory))
+            self._choose_sizes(dataset, pathlib.Path(directory))
         if directory is None:
             directory = self.basis if self._on_disk else None
         elif self.basis not in (*PLACES, os.fspath(directory)):
@@ -227,23 +225,11 @@ class Arnoldi(InverseMethod, EncodingMethod):
             self._timed(dataset, lambda: self._fit_in(path, dataset, check, queries, workers))
         return self
 
-    def _choose_sizes(self, dataset: Any) -> None:
-        if self.memory_budget is not None:
-            places = ("device", "host") if self.basis == "device" else (self.basis,)
-            settle(self, dataset, places)
-
-    def _choose_sizes_in(self, dataset: Any, path: pathlib.Path) -> None:
-        """The same, where the directory may hold the basis; or as a fit there was begun."""
-        if self.memory_budget is None:
-            return
-        begun = begun_with(path)
-        if begun is not None:
-            self.batch_size = begun["batch_size"]
-            if begun["place"] == "disk":
-                self.basis = str(path)
-            return
-        places = {"device": ("device", "host", str(path)), "host": ("host", str(path))}
-        settle(self, dataset, places.get(self.basis, (self.basis,)))
+    def _places(self, path: pathlib.Path | None) -> tuple[str, ...]:
+        if self._on_disk:
+            return (self.basis,)
+        memory = ("device", "host") if self.basis == "device" else ("host",)
+        return memory if path is None else (*memory, str(path))
 
     def _fit(self, dataset: Any, queries: Any = None) -> int:
         batches, num_train = self._frozen(dataset)

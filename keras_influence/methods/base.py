@@ -106,10 +106,10 @@ class InfluenceMethod(Planned, abc.ABC):
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be above zero. Received: {value}.")
         check_steps(steps_per_execution)
-        self.batch_size = batch_size
-        self.steps_per_execution = steps_per_execution
-        self.memory_budget = memory_budget
-        self.direction_bytes = direction_bytes
+        self.batch_size: int | None = batch_size
+        self.steps_per_execution: int = steps_per_execution
+        self.memory_budget: float | None = memory_budget
+        self.direction_bytes: float = direction_bytes
         self.scale = scale
         self.verbose = verbose
         self.num_train: int | None = None

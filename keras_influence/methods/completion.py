@@ -161,7 +161,9 @@ def completion_work(method: "Arnoldi", job: Job, held: float) -> Iterator[Work]:
             "products for the sketch",
             job.combination(count, count),
             products / count**2 * job.parts(count),
-            host=held + 2 * count * job.vector_bytes,
+            # The sample, its remainders and what is subtracted; then the remainders and four times
+            # the sketch, on its way through a decomposition.
+            host=held + (max(3 * count, count + 4 * size) - size) * job.vector_bytes,
             device=frozen.bytes,
         )
     block = min(probes, method._rows_in_budget(_VECTORS_PER_PROBE * int(job.vector_bytes)))

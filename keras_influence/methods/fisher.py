@@ -113,6 +113,7 @@ class FisherMethod(InverseMethod):
                 "workers, killed at different batches, would not go on together."
             )
         path = pathlib.Path(directory)
+        self._choose_sizes(dataset, path)
         with storage.writing(path), between_steps("the fit") as check:
             self._timed(dataset, lambda: self._fit_in(path, dataset, check))
         return self

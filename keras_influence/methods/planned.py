@@ -1,10 +1,12 @@
 """Methods that say beforehand what they will do."""
 
+import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from keras_influence.methods import planning
 from keras_influence.methods.plan import Plan
+from keras_influence.methods.resumption import begun_with
 from keras_influence.methods.settling import settle
 from keras_influence.methods.work import Job, Load, Work
 
@@ -62,10 +64,29 @@ class Planned:
             phases.append(("scores", self._scores_work(job)))
         return planning.plan(job, phases)
 
-    def _choose_sizes(self: "InfluenceMethod", dataset: Any) -> None:  # type: ignore[misc]
-        """What is done at once, for the memory budget, where there is one."""
-        if self.memory_budget is not None:
-            settle(self, dataset)
+    def _choose_sizes(  # type: ignore[misc]
+        self: "InfluenceMethod", dataset: Any, path: pathlib.Path | None = None
+    ) -> None:
+        """What is done at once, for the memory budget, where there is one.
+
+        Args:
+            dataset: the training data.
+            path: the directory of the fit, which goes on as it was begun.
+        """
+        if self.memory_budget is None:
+            return
+        begun = None if path is None else begun_with(path)
+        if begun is None:
+            settle(self, dataset, self._places(path))
+            return
+        self.batch_size = begun["batch_size"]
+        if begun.get("place") == "disk":
+            self.basis = str(path)
+
+    def _places(self, path: pathlib.Path | None) -> tuple[str, ...]:
+        """Where a basis may lie, the best first; none without a basis."""
+        del path
+        return ()
 
     def _fit_work(self, job: Job) -> Iterator[Work]:
         """Of `fit` on `job.train`."""

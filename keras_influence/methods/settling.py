@@ -64,7 +64,7 @@ def _settle(method: "InfluenceMethod", dataset: Any, places: tuple[str, ...]) ->
     place = None
     for place in places or (None,):
         if place is not None:
-            method.basis = place  # type: ignore[attr-defined]
+            method.basis = place
         least.append(_needed(method, dataset, 1, vector))
         if least[-1][0] <= budget:
             break
