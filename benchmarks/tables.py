@@ -370,6 +370,57 @@ def tpu_compile() -> str:
     return "\n".join(lines)
 
 
+def plan() -> str:
+    """A plan, as it is printed."""
+    (result,) = read_results("plan-mlp")
+    return f"```text\n{result['predicted']['table']}\n```"
+
+
+def plan_errors() -> str:
+    """What plans predicted, and what the work took."""
+    lines = [
+        "| model (parameters), examples | seconds: predicted, measured | error, % "
+        "| MB added: predicted, measured | error, % | MB at the peak: predicted, measured "
+        "| error, % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    results = read_results("plan-")
+    for result in sorted(results, key=lambda each: each["predicted"]["num_parameters"]):
+        told, took, errors = result["predicted"], result["measured"], result["errors"]
+        cells = [
+            f"{result['model']} ({told['num_parameters']:,}), {result['settings']['num_train']:,}",
+            f"{told['seconds']:.1f}, {took['seconds']:.1f}",
+            f"{100 * errors['seconds']:+.0f}",
+        ]
+        for key in ("added_mb", "peak_mb"):
+            cells += [f"{told[key]:,.0f}, {took[key]:,.0f}", f"{100 * errors[key]:+.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    rates = [each[part]["matmul_gflops"] for each in results for part in ("predicted", "measured")]
+    lines += ["", f"{_spread(rates, 0)} GFLOP/s in matrix products."]
+    return "\n".join(lines)
+
+
+def growth() -> str:
+    """Time and memory along each axis, and the exponents of the fitted power laws."""
+    (result,) = read_results("scaling")
+    lines = [
+        "| what grows | sizes | fit, s | self-influence, s | MB added | exponents of the three |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    rates = []
+    for axis, found in result["axes"].items():
+        columns = [
+            ", ".join(f"{row[key]:,.{digits}f}" for row in found["rows"])
+            for key, digits in (("fit_seconds", 1), ("score_seconds", 2), ("added_mb", 0))
+        ]
+        sizes = ", ".join(f"{size:,}" for size in found["sizes"])
+        exponents = ", ".join(f"{value:.2f}" for value in found["exponents"].values())
+        lines.append(f"| {' | '.join([axis, sizes, *columns, exponents])} |")
+        rates += [row["matmul_gflops"] for row in found["rows"]]
+    lines += ["", f"{_spread(rates, 0)} GFLOP/s in matrix products."]
+    return "\n".join(lines)
+
+
 class _Chip(NamedTuple):
     """Published peaks of one core of a TPU v2, or one chip of a v5e (which has one core)."""
 
@@ -475,6 +526,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "index": index,
     "coverage": coverage,
     "large": large,
+    "plan": plan,
+    "plan-errors": plan_errors,
     "tpu-compile": tpu_compile,
     "scaling": scaling,
 }

@@ -188,3 +188,14 @@ def test_the_routes_give_the_same_projections(route):
     gradients = given.maps.example_gradients(given.batch)
     expected = gradients @ np.transpose(directions)
     assert projection.difference(timed.call(), expected) < 1e-5
+
+
+def test_a_table_of_growth(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    row = {"fit_seconds": 1.26, "score_seconds": 0.5, "added_mb": 40.4, "matmul_gflops": 100.0}
+    exponents = {"fit_seconds": 1.001, "score_seconds": 0.9, "added_mb": 0.0}
+    axis = {"sizes": [1000, 2000], "rows": [row, row], "exponents": exponents}
+    (tmp_path / "scaling.json").write_text(json.dumps({"axes": {"N": axis}}))
+    assert tables.growth().splitlines()[2] == (
+        "| N | 1,000, 2,000 | 1.3, 1.3 | 0.50, 0.50 | 40, 40 | 1.00, 0.90, 0.00 |"
+    )
