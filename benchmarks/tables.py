@@ -270,6 +270,25 @@ def index() -> str:
     )
 
 
+def ekfac() -> str:
+    """How long EKFAC takes."""
+    (result,) = read_results("ekfac")
+    fit, score = (min(result[f"{stage}_seconds"]) for stage in ("fit", "score"))
+    check = ""
+    if "check" in result:
+        check = (
+            f" With {result['check']['max_rank']} eigenvectors of the widest factor instead of "
+            f"{result['max_rank']}, self-influence correlates by "
+            f"{result['check']['correlation']:.4f}."
+        )
+    return (
+        f"{result['num_images']:,} images of {result['dataset']}, {result['model']} "
+        f"({result['num_parameters']:,} parameters): {fit:.0f} s for factors and eigenvalues, "
+        f"{score:.0f} s for self-influence, {result['peak_megabytes']:,.0f} MB at most "
+        f"({result['matmul_gflops']:.0f} GFLOP/s in matrix products).{check}"
+    )
+
+
 def coverage() -> str:
     """What serves the parameters of library models."""
     (result,) = read_results("coverage")
@@ -524,6 +543,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "projection": projection,
     "curvature": curvature,
     "index": index,
+    "ekfac": ekfac,
     "coverage": coverage,
     "large": large,
     "plan": plan,

@@ -132,6 +132,28 @@ def test_a_table_of_curvature_products(tmp_path, monkeypatch):
     )
 
 
+def test_the_line_of_ekfac(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    result = {
+        "model": "large_cnn",
+        "num_parameters": 793894,
+        "num_images": 10000,
+        "dataset": "mnist",
+        "max_rank": 1024,
+        "fit_seconds": [70.0, 50.4],
+        "score_seconds": [12.0, 11.6],
+        "peak_megabytes": 4100.2,
+        "matmul_gflops": 300.4,
+        "check": {"max_rank": 2048, "correlation": 0.99951},
+    }
+    (tmp_path / "ekfac.json").write_text(json.dumps(result))
+    assert tables.ekfac() == (
+        "10,000 images of mnist, large_cnn (793,894 parameters): 50 s for factors and eigenvalues, "
+        "12 s for self-influence, 4,100 MB at most (300 GFLOP/s in matrix products). With 2048 "
+        "eigenvectors of the widest factor instead of 1024, self-influence correlates by 0.9995."
+    )
+
+
 def tpu_result(**rows):
     report = {
         "temp_bytes": 2e8,

@@ -8,7 +8,7 @@ import scipy.linalg
 # Columns beyond those wanted, and products with the matrix: Halko, Martinsson & Tropp (2011),
 # algorithm 4.4.
 _SPARE = 64
-_PRODUCTS = 3
+_PRODUCTS = 2
 
 
 class Leading(NamedTuple):
@@ -17,18 +17,20 @@ class Leading(NamedTuple):
     Attributes:
         values: float64 [r], falling.
         vectors: [m, r], orthonormal, in the matrix's dtype.
-        rest: mean of the other m - r eigenvalues; 0 where there are none.
+        rest: sum of the other m - r eigenvalues.
+        spread: of how many alike they are the sum: their sum's square by the sum of their squares.
     """
 
     values: np.ndarray
     vectors: np.ndarray
     rest: float
+    spread: float
 
 
 def leading_eigenpairs(matrix: np.ndarray, rank: int, seed: int = 0) -> Leading:
     """The `rank` largest eigenpairs, in float64 where these are all.
 
-    Of a wider matrix they are found in the span of three products with a random block: the largest
+    Of a wider matrix they are found in the span of two products with a random block: the largest
     are then right to many digits, and the smallest of them, among whose likes the cut falls, span
     nearly as much.
 
@@ -41,9 +43,8 @@ def leading_eigenpairs(matrix: np.ndarray, rank: int, seed: int = 0) -> Leading:
     if rank + _SPARE >= width:
         values, vectors = scipy.linalg.eigh(matrix.astype(np.float64))
         kept = slice(None, -rank - 1 if rank < width else None, -1)
-        rest = max(float(np.trace(matrix, dtype=np.float64) - values[kept].sum()), 0.0)
-        rest = rest / (width - rank) if rank < width else 0.0
-        return Leading(np.maximum(values[kept], 0), vectors[:, kept].astype(matrix.dtype), rest)
+        found = np.maximum(values[kept], 0), vectors[:, kept].astype(matrix.dtype)
+        return Leading(*found, *_rest(matrix, found[0]))
     block = np.random.default_rng(seed).standard_normal((width, rank + _SPARE)).astype(matrix.dtype)
     for _ in range(_PRODUCTS):
         block = scipy.linalg.qr(matrix @ block, mode="economic", overwrite_a=True)[0]
@@ -51,5 +52,15 @@ def leading_eigenpairs(matrix: np.ndarray, rank: int, seed: int = 0) -> Leading:
     values, inside = scipy.linalg.eigh(small.astype(np.float64))
     values = np.maximum(values[: -rank - 1 : -1], 0)
     vectors = block @ np.ascontiguousarray(inside[:, : -rank - 1 : -1]).astype(matrix.dtype)
-    rest = float(np.trace(matrix, dtype=np.float64) - values.sum()) / (width - rank)
-    return Leading(values, vectors, max(rest, 0.0))
+    return Leading(values, vectors, *_rest(matrix, values))
+
+
+def _rest(matrix: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Sum and spread of the eigenvalues beyond those given, from the trace and the norm."""
+    left_out = len(matrix) - len(values)
+    rest = float(np.trace(matrix, dtype=np.float64) - values.sum())
+    if left_out == 0 or rest <= 0:
+        return 0.0, float(left_out)
+    squares = float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64) - np.sum(values**2))
+    # Within what is possible, should rounding have taken the squares.
+    return rest, float(np.clip(rest**2 / max(squares, 1e-300), 1.0, left_out))

@@ -45,6 +45,7 @@ class DiagonalFisher(FisherMethod):
 
     def _passes(self, sums: Sums) -> tuple[list[Basis], list[Spectrum]]:
         like = [Spectrum(0, 0)] * len(self.blocks)
+        self._spreads = [np.zeros(1)] * len(self.blocks)
         spectra = sums.means("squares", like, self._square_sums)
         return [_EMPTY] * len(self.blocks), spectra
 

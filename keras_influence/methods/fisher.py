@@ -78,6 +78,8 @@ class FisherMethod(InverseMethod):
         self.dampings: np.ndarray | None = None
         self._bases: list[Basis] = []
         self._spectra: list[Spectrum] = []
+        # Of each group: directions that what the left basis leaves out counts as.
+        self._spreads: list[np.ndarray] = []
         self._inverses: list[Spectrum] | None = None
         self._forms = self.maps.compiled(self._form_map)
 
@@ -218,11 +220,10 @@ class FisherMethod(InverseMethod):
 
     def _mean(self, number: int) -> float:
         """Mean eigenvalue of a block."""
-        spectrum, (groups, rows, columns) = self._spectra[number], self.blocks[number].sizes
-        left_out = rows - spectrum.values.shape[1]
-        total = np.sum(spectrum.values, dtype=np.float64)
-        total += left_out * np.sum(spectrum.rest, dtype=np.float64)
-        return float(total / (groups * rows * columns))
+        spectrum = self._spectra[number]
+        rest = self._spreads[number] @ np.sum(spectrum.rest, axis=1, dtype=np.float64)
+        total = float(np.sum(spectrum.values, dtype=np.float64)) + float(rest)
+        return total / float(np.prod(self.blocks[number].sizes))
 
     def _invert(self) -> None:
         assert self.dampings is not None
@@ -346,10 +347,8 @@ class FisherMethod(InverseMethod):
         for block in self.blocks:
             kinds[block.kind] = kinds.get(block.kind, 0) + int(np.prod(block.sizes))
         shares = ", ".join(f"{count / size:.1%} {kind}" for kind, count in kinds.items())
-        how = f"{self.labels} labels"
-        if self.labels == "sampled":
-            how += f", {self.num_samples} an example"
-        yield f"parameters in blocks: {shares}; {how}; l2 {self.l2:g}"
+        drawn = f", {self.num_samples} an example" if self.labels == "sampled" else ""
+        yield f"parameters in blocks: {shares}; {self.labels} labels{drawn}; l2 {self.l2:g}"
         width = max(len(block.layer) for block in self.blocks)
         for number, block in enumerate(self.blocks):
             spectrum = self._spectra[number]
@@ -362,7 +361,7 @@ class FisherMethod(InverseMethod):
             )
             left_out = block.sizes[1] - values.shape[1]
             if left_out:
-                line += f"; {left_out} of {block.sizes[1]} input directions by their mean"
+                line += f"; {left_out} of {block.sizes[1]} input directions alike"
             yield line
         yield self._verdict(kinds.get(DIAGONAL, 0) / size)
 
@@ -388,6 +387,7 @@ class FisherMethod(InverseMethod):
             for name, array in {**basis._asdict(), **spectrum._asdict()}.items():
                 if np.size(array):
                     arrays[f"{name}_{number}"] = np.asarray(array)
+            arrays[f"spread_{number}"] = self._spreads[number]
         return arrays
 
     def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
@@ -403,6 +403,7 @@ class FisherMethod(InverseMethod):
             return kind(*(tf.convert_to_tensor(arrays.get(name, empty)) for name in names))
 
         numbers: Iterable[int] = range(len(self.blocks))
+        self._spreads = [np.asarray(arrays[f"spread_{number}"]) for number in numbers]
         self._bases = [of_block(Basis, number) for number in numbers]
         self._spectra = [of_block(Spectrum, number) for number in numbers]
         self._invert()

@@ -43,9 +43,10 @@ class KFAC(FisherMethod):
     Args:
         model: a built Keras model, trained.
         max_rank: eigenvectors to keep of each A: all, of those that are no wider. Of wider ones the
-            rest counts by its mean eigenvalue, and the leading ones are found by products with a
-            random block. In memory, A has as many numbers as the layer's inputs squared. G is
-            decomposed whole; a layer of more than four times as many outputs has a diagonal.
+            rest counts by one eigenvalue, its mean as gradients meet it, and the leading ones are
+            found by products with a random block. In memory, A has as many numbers as the layer's
+            inputs squared. G is decomposed whole; a layer of more than four times as many outputs
+            has a diagonal.
         **kwargs: see `FisherMethod` and `InverseMethod`.
 
     Example:
@@ -54,7 +55,7 @@ class KFAC(FisherMethod):
     >>> scores = kfac.scores(queries=test, train=train)
     """
 
-    def __init__(self, model: keras.Model, *, max_rank: int = 2048, **kwargs: Any):
+    def __init__(self, model: keras.Model, *, max_rank: int = 1024, **kwargs: Any):
         super().__init__(model, **kwargs)
         if max_rank < 1:
             raise ValueError(f"`max_rank` must be at least 1. Received: {max_rank}.")
@@ -89,14 +90,10 @@ class KFAC(FisherMethod):
         """Mean squares in the bases."""
         like = [Spectrum(0, 0)] * len(self.blocks)
         squares = sums.means("squares", like, self._square_sums, bases)
-        # What a basis leaves out is shared by the directions that it leaves out.
-        left_out = (
-            max(b.sizes[1] - s.values.shape[1], 1)
-            for b, s in zip(self.blocks, squares, strict=True)
-        )
+        # What a basis leaves out counts as spread over so many directions.
         return [
-            square._replace(rest=square.rest / n)
-            for square, n in zip(squares, left_out, strict=True)
+            square._replace(rest=square.rest / np.maximum(spread, 1)[:, np.newaxis])
+            for square, spread in zip(squares, self._spreads, strict=True)
         ]
 
     # Whether eigenvalues are mean squares, or products of the factors' own.
@@ -119,9 +116,11 @@ class KFAC(FisherMethod):
         like = ([(0, 0)] * len(self.blocks), [0] * len(self.blocks))
         lefts, rights = sums.means("factors", like, self._right_sums, first=self._both_sums)
         bases, spectra = [], []
+        self._spreads = []
         for block in self.blocks:
             (left, positions), right = lefts.pop(0), rights.pop(0)
             if block.kind == DIAGONAL:
+                self._spreads.append(np.zeros(1))
                 bases.append(Basis(_NOTHING, _NOTHING))
                 spectra.append(Spectrum(_NOTHING, _NOTHING))
                 continue
@@ -130,13 +129,16 @@ class KFAC(FisherMethod):
                 rank = min(self.max_rank, block.sizes[1])
                 rows = [leading_eigenpairs(matrix, rank, self.seed) for matrix in left]
             else:
-                rows = [Leading(left.astype(np.float64), _NOTHING, 0.0)]
+                rows = [Leading(left.astype(np.float64), _NOTHING, 0.0, 0.0)]
+            self._spreads.append(np.array([a.spread for a in rows]))
             scale = 1.0 / max(float(positions), 1e-30)
             pairs = list(zip(rows, columns, strict=True))
             spectra.append(
                 Spectrum(
                     _stacked([np.outer(a.values, g.values) * scale for a, g in pairs], left),
-                    _stacked([a.rest * g.values * scale for a, g in pairs], left),
+                    _stacked(
+                        [a.rest / max(a.spread, 1) * g.values * scale for a, g in pairs], left
+                    ),
                 )
             )
             vectors = _NOTHING if block.kind == ROWS else _stacked([a.vectors for a in rows], left)
