@@ -170,6 +170,18 @@ def loss_and_gradient() -> str:
     return "\n".join(lines)
 
 
+def datamodels() -> str:
+    """Scores on held-out subsets, of methods from one model and of datamodels from many."""
+    (result,) = read_results("datamodels")
+    rows = [(f"`{name}`", "1", row) for name, row in result["methods"].items()]
+    rows += [("`Datamodels`", f"{row['runs']:,}", row) for row in result["datamodels"]]
+    lines = ["| method | trainings | LDS | over other queries |", "| --- | --- | --- | --- |"]
+    for name, trainings, row in rows:
+        low, high = row["query_interval"]
+        lines.append(f"| {name} | {trainings} | {row['lds']:.3f} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)
+
+
 def _of_models(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
@@ -537,6 +549,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fashion_mnist-small_cnn": lambda: mislabeled("fashion_mnist-small_cnn"),
     "digits-large_cnn": lambda: mislabeled("digits-large_cnn"),
     "loss-and-gradient": loss_and_gradient,
+    "datamodels": datamodels,
     "arnoldi-overhead": arnoldi_overhead,
     "iteration": iteration,
     "arnoldi-storage": arnoldi_storage,
