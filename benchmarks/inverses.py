@@ -22,13 +22,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags, logging
 
-import banks
-import image_data
 import keras_influence as ki
-import models
 import projection
-import runs
 from keras_influence.methods.resident import MemoryWatch
+
+# `projection` has put the examples where they are found.
+import image_data  # isort: skip
+import models  # isort: skip
+import problems  # isort: skip
+import runs  # isort: skip
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 FIGURE = pathlib.Path(__file__).parents[1] / "docs" / "inverses.png"
@@ -51,7 +53,7 @@ class Setting(NamedTuple):
         from_run: whether the damping is that of the run's record.
     """
 
-    problem: Callable[[str | None], banks.Problem]
+    problem: Callable[[str | None], problems.Problem]
     curvature: str = "hessian"
     has_bank: bool = True
     exact: bool = True
@@ -68,10 +70,10 @@ def small_cnn_model() -> keras.Model:
     return model
 
 
-def small_cnn(data_dir: str | None) -> banks.Problem:
+def small_cnn(data_dir: str | None) -> problems.Problem:
     """2,000 images of MNIST and 100 queries, 20 epochs."""
     data = image_data.load("mnist", data_dir, 2000)
-    return banks.Problem(
+    return problems.Problem(
         small_cnn_model,
         (data.train_images, data.train_labels),
         (data.test_images[:100], data.test_labels[:100]),
@@ -81,13 +83,17 @@ def small_cnn(data_dir: str | None) -> banks.Problem:
 
 
 SETTINGS = {
-    "digits-1e-2": Setting(banks.PROBLEMS["digits-1e-2"], l2=1e-2, lissa_depth=400, from_run=False),
-    "digits-1e-3": Setting(banks.PROBLEMS["digits-1e-3"], l2=1e-3, lissa_depth=400, from_run=False),
-    "mnist-one": Setting(banks.PROBLEMS["mnist-one"]),
-    "mnist-own": Setting(banks.PROBLEMS["mnist-own"]),
+    "digits-1e-2": Setting(
+        problems.PROBLEMS["digits-1e-2"], l2=1e-2, lissa_depth=400, from_run=False
+    ),
+    "digits-1e-3": Setting(
+        problems.PROBLEMS["digits-1e-3"], l2=1e-3, lissa_depth=400, from_run=False
+    ),
+    "mnist-one": Setting(problems.PROBLEMS["mnist-one"]),
+    "mnist-own": Setting(problems.PROBLEMS["mnist-own"]),
     "small_cnn": Setting(small_cnn, "gauss_newton", has_bank=False, lissa_depth=200),
     "fashion": Setting(
-        banks.PROBLEMS["fashion"],
+        problems.PROBLEMS["fashion"],
         "gauss_newton",
         exact=False,
         l2=1e-3,
@@ -102,7 +108,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of tensorflow_datas
 _FIGURE = flags.DEFINE_bool("figure", False, "Draw the figure from the results, measure nothing.")
 
 
-def trained(problem: banks.Problem, setting: Setting, directory: str) -> tuple[Any, str | None]:
+def trained(problem: problems.Problem, setting: Setting, directory: str) -> tuple[Any, str | None]:
     """The model, and the record of its run if that says the damping."""
     if not setting.from_run:
         return problem.trained(SEED), None
@@ -170,7 +176,7 @@ def reference(
 
 
 def measure(
-    method: ki.methods.InfluenceMethod, problem: banks.Problem
+    method: ki.methods.InfluenceMethod, problem: problems.Problem
 ) -> tuple[np.ndarray, dict[str, float]]:
     """The scores, and what they cost."""
     with MemoryWatch() as memory:
@@ -189,7 +195,7 @@ def measure(
 def judged(
     scores: np.ndarray,
     expected: np.ndarray,
-    problem: banks.Problem,
+    problem: problems.Problem,
     outputs: np.ndarray | None,
     measurement: str,
 ) -> dict[str, Any]:
