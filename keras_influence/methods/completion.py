@@ -15,7 +15,7 @@ from keras_influence.methods.sums import weighted_sum
 from keras_influence.methods.work import Job, Work
 
 if TYPE_CHECKING:
-    from keras_influence.methods.arnoldi import Arnoldi
+    from keras_influence.methods.eigenbasis import EigenbasisInverse
 
 # Gradients of the sketch's sample that are computed together.
 _SAMPLE_ROWS = 8
@@ -24,7 +24,7 @@ _VECTORS_PER_PROBE = 3
 
 
 def complement_of(
-    method: "Arnoldi", operator: FrozenCurvature, frozen: list[data.Batch]
+    method: "EigenbasisInverse", operator: FrozenCurvature, frozen: list[data.Batch]
 ) -> Complement:
     """The constant, from probes that are made as many at a time as the memory budget holds.
 
@@ -56,7 +56,7 @@ def complement_of(
     )
 
 
-def _probes(method: "Arnoldi", frozen: list[data.Batch]) -> Iterator[np.ndarray]:
+def _probes(method: "EigenbasisInverse", frozen: list[data.Batch]) -> Iterator[np.ndarray]:
     """Blocks of vectors [k, p] that the constant is estimated from."""
     parameters = method.maps.parameters
     rows = method._rows_in_budget(parameters.size * parameters.dtype.size * _VECTORS_PER_PROBE)
@@ -78,7 +78,7 @@ def _probes(method: "Arnoldi", frozen: list[data.Batch]) -> Iterator[np.ndarray]
         yield np.stack(block)
 
 
-def sketch_of(method: "Arnoldi", frozen: list[data.Batch]) -> np.ndarray | None:
+def sketch_of(method: "EigenbasisInverse", frozen: list[data.Batch]) -> np.ndarray | None:
     """Orthonormal directions that hold most of the remainders of a sample of gradients, [s, p]."""
     num = sum(batch.num_examples for batch in frozen)
     count = sample_size(method, num)
@@ -90,7 +90,7 @@ def sketch_of(method: "Arnoldi", frozen: list[data.Batch]) -> np.ndarray | None:
     return principal(outside, min(method.sketch_size, -(-count // 2)))
 
 
-def sample_size(method: "Arnoldi", num: int) -> int:
+def sample_size(method: "EigenbasisInverse", num: int) -> int:
     """Four times the sketch, if there are as many examples and the memory budget holds them."""
     if method.complement is None or method.sketch_size == 0:
         return 0
@@ -100,7 +100,7 @@ def sample_size(method: "Arnoldi", num: int) -> int:
     return min(num, 4 * method.sketch_size, held)
 
 
-def _sample(method: "Arnoldi", frozen: list[data.Batch], count: int) -> np.ndarray:
+def _sample(method: "EigenbasisInverse", frozen: list[data.Batch], count: int) -> np.ndarray:
     """Gradients of training examples, [count, p]."""
     num = sum(batch.num_examples for batch in frozen)
     chosen = np.zeros(num, bool)
@@ -136,7 +136,7 @@ def _shapes(examples: Any) -> list[tuple[int, ...]]:
     return [np.shape(leaf)[1:] for leaf in tf.nest.flatten(examples)]
 
 
-def completion_work(method: "Arnoldi", job: Job, held: float) -> Iterator[Work]:
+def completion_work(method: "EigenbasisInverse", job: Job, held: float) -> Iterator[Work]:
     """Of the constant and the sketch; `held` are bytes of the eigenvectors in memory."""
     frozen, probes = job.frozen(method.num_examples), method.num_probes
     # The examples lie where they are computed with, and are read again.
@@ -186,7 +186,7 @@ def completion_work(method: "Arnoldi", job: Job, held: float) -> Iterator[Work]:
     )
 
 
-def certificate(method: "Arnoldi") -> Iterator[str]:
+def certificate(method: "EigenbasisInverse") -> Iterator[str]:
     """Lines of `summary` about what the eigenbasis leaves out."""
     found = method.complement_estimate
     if found is None:
