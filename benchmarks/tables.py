@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+import inverse_tables
+
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -559,6 +561,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ekfac": ekfac,
     "coverage": coverage,
     "large": large,
+    "inverses": inverse_tables.inverses,
+    "inverses-details": inverse_tables.inverses_details,
     "plan": plan,
     "plan-errors": plan_errors,
     "tpu-compile": tpu_compile,

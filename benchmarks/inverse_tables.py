@@ -1,0 +1,126 @@
+"""The tables of benchmarks/inverses.py: what each inverse predicts of retraining, and its cost."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+Row = dict[str, Any]
+
+
+def _arnoldi(rank: int, complement: str | None, refine: int = 0) -> Callable[[Row], bool]:
+    return lambda row: (
+        row["method"] == "Arnoldi"
+        and (row["rank"], row["complement"], row["refine"]) == (rank, complement, refine)
+    )
+
+
+def _named(name: str) -> Callable[[Row], bool]:
+    return lambda row: row["method"] == name and not row.get("own")
+
+
+# A line of the summary: what it is called, and which row it is of.
+LINES: dict[str, Callable[[Row], bool]] = {
+    "`GradientDot`": _named("GradientDot"),
+    "`Arnoldi`, rank 100, `complement=None` (as published)": _arnoldi(100, None),
+    "`Arnoldi`, rank 10": _arnoldi(10, "rayleigh"),
+    "`Arnoldi`, rank 50": _arnoldi(50, "rayleigh"),
+    "`Arnoldi`, rank 100": _arnoldi(100, "rayleigh"),
+    "`Arnoldi`, rank 50, `refine=2`": _arnoldi(50, "rayleigh", 2),
+    "`EKFAC`": lambda row: row["method"] == "EKFAC" and bool(row.get("own")),
+    "`EKFAC`, with the others' damping": _named("EKFAC"),
+    "`KFAC`, with the others' damping": _named("KFAC"),
+    "`DiagonalFisher`": _named("DiagonalFisher"),
+    "`LiSSA`": _named("LiSSA"),
+    "`ConjugateGradient`": _named("ConjugateGradient"),
+    "`ExactInfluence`": _named("ExactInfluence"),
+}
+
+
+def results() -> list[dict[str, Any]]:
+    """Of each setting that was measured, `own` marked where a method chose its own damping."""
+    found = []
+    for file in sorted(RESULTS.glob("inverses-*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        for row in result["rows"]:
+            if row["damping"] == "own":
+                row.update(own=True, damping=result["damping"])
+        found.append(result)
+    return found
+
+
+def _at_the_damping(result: dict[str, Any], measurement: str = "loss") -> list[Row]:
+    return [
+        row
+        for row in result["rows"]
+        if row["damping"] == result["damping"] and row["measurement"] == measurement
+    ]
+
+
+def _seconds(row: Row) -> float:
+    return row["fit_seconds"] + row["scores_seconds"]
+
+
+def inverses() -> str:
+    """Linear datamodeling scores and seconds, a line for each method."""
+    found = [result for result in results() if result["num_subsets"]]
+    head = [f"{result['setting']}: LDS | s" for result in found]
+    lines = [
+        " | ".join(("| method", *head)) + " |",
+        "| --- |" + " --- | --- |" * len(found),
+    ]
+    for name, chosen in LINES.items():
+        cells = []
+        for result in found:
+            row = next(filter(chosen, _at_the_damping(result)), None)
+            if row is None:
+                cells.append("- | -")
+                continue
+            low, high = row["lds_subsets"]
+            cells.append(f"{row['lds']:.3f} ({low:.3f} to {high:.3f}) | {_seconds(row):.1f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(_setting(result) for result in found)])
+
+
+def _setting(result: dict[str, Any]) -> str:
+    bank = ""
+    if result["num_subsets"]:
+        bank = f", {result['num_subsets']} half-subsets retrained {result['repeats']} times each"
+    return (
+        f"- {result['setting']}: {result['parameters']:,} parameters, {result['num_train']:,} "
+        f"training examples, {result['num_queries']} queries{bank}; curvature "
+        f"{result['curvature']}, l2 {result['l2']:g}, damping {result['damping']:.3g} "
+        f"({'the run' if result['damping_from_run'] else 'the trace'}); seed {result['seed']}, "
+        f"{result['machine']['matmul_gflops']:.0f} GFLOP/s in matrix products"
+    )
+
+
+def inverses_details() -> str:
+    """Every row of every setting."""
+    parts = []
+    for result in results():
+        parts += [f"**{result['setting']}**", "", _setting(result), ""]
+        parts += [
+            "| method | damping | measured | error | LDS (subsets) | fit, s | scores, s | MB |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in result["rows"]:
+            name = row["method"]
+            if "rank" in row:
+                name += f", rank {row['rank']}, {row['complement']}"
+                name += f", refine={row['refine']}" if row["refine"] else ""
+            if row.get("reference"):
+                name += " (reference)"
+            score = "-"
+            if "lds" in row:
+                low, high = row["lds_subsets"]
+                score = f"{row['lds']:.3f} ({low:.3f} to {high:.3f})"
+            damping = "its own" if row.get("own") else f"{row['damping']:.3g}"
+            parts.append(
+                f"| {name} | {damping} | {row['measurement']} | {row['error']:.4f} | {score} | "
+                f"{row['fit_seconds']:.1f} | {row['scores_seconds']:.1f} | {row['memory_mb']:.0f} |"
+            )
+        parts.append("")
+    return "\n".join(parts).rstrip()
