@@ -124,3 +124,25 @@ def inverses_details() -> str:
             )
         parts.append("")
     return "\n".join(parts).rstrip()
+
+
+def conjugate_gradient() -> str:
+    """What blocks of queries and preconditioners bring."""
+    result = json.loads((RESULTS / "conjugate-gradient.json").read_text(encoding="utf-8"))
+    lines = [
+        f"{result['num_queries']} queries, {result['num_train']} examples, to a residual of "
+        f"{result['tolerance']:g}; medians of {result['turns']} turns, of the queries' steps; seed "
+        f"{result['seed']}; {result['machine']['matmul_gflops']:.0f} GFLOP/s in matrix products:",
+        "",
+        "| model (parameters) | together, s | one at a time, s | ratio | steps | with 50 Arnoldi "
+        "pairs | with EK-FAC |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        steps = row["steps"]
+        lines.append(
+            f"| {row['model']} ({row['parameters']:,}) | {row['together_seconds']:.2f} | "
+            f"{row['alone_seconds']:.1f} | {row['alone_seconds'] / row['together_seconds']:.1f} | "
+            f"{steps['none']:.0f} | {steps['Arnoldi, 50 pairs']:.0f} | {steps['EKFAC']:.0f} |"
+        )
+    return "\n".join(lines)

@@ -15,10 +15,10 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 def test_the_lines_of_use(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    block, mirrored, retrained, recorded, converged, durable = re.findall(
+    block, mirrored, asked, retrained, recorded, converged, durable = re.findall(
         r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
     )
-    # 79 parameters have no 100 eigenvectors.
+    # 83 parameters have no 100 eigenvectors.
     block, mirrored, converged = (
         each.replace("rank=100", "rank=4") for each in (block, mirrored, converged)
     )
@@ -39,6 +39,12 @@ def test_the_lines_of_use(tmp_path, monkeypatch):
     assert (
         (loaded((images[:5], labels[:5])).opponents.ids == names["top"].opponents.ids).numpy().all()
     )
+    grouped = {"some": (images[:4], labels[:4]), "test_labels": labels[:3], "train_labels": labels}
+    names |= grouped
+    exec(asked, names)
+    assert names["scores"].shape == names["errors"].shape == (3, 24)
+    assert names["by_class"].shape == (labels[:3].max() + 1, labels.max() + 1)
+    assert names["change"].shape == (names["model"].count_params(),)
     exec(
         retrained.replace("num_subsets=100", "num_subsets=4").replace("20}", "1}"),
         names | {"x": images, "y": labels, "make_model": lambda: cases.image_model(size=4)},

@@ -394,6 +394,12 @@ class Arnoldi(EigenbasisInverse):
             f"largest residual {residuals.max(initial=0):.3g}"
         )
         yield self._signs()
+        if self.trace is not None:
+            trace, error = self.trace
+            yield (
+                f"trace: {trace:.4g} +- {error:.2g}, of which {trace - values.sum():.3g} lie "
+                "outside of the kept pairs"
+            )
         if self.asymmetry is not None:
             yield f"asymmetry of T: {self.asymmetry:.1e}"
         if self.orthogonality is not None:

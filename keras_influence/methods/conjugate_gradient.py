@@ -131,6 +131,12 @@ class ConjugateGradient(InverseMethod):
         self._complain(self.solutions)
         return self.solutions.vectors
 
+    def _scores_depend_on(self) -> dict[str, Any]:
+        found = super()._scores_depend_on()
+        if self.preconditioner is not None:
+            found["preconditioner"] = self.preconditioner._scores_depend_on()
+        return found
+
     def _scores_with_error(self, queries: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
         """With r = g - A h for A = H + damping I: |r'A^-1 g(x)| <= |r| |g(x)| / (damping + l2)."""
         floor = self._damping + self.l2

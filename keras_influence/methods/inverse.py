@@ -50,6 +50,7 @@ class InverseMethod(DirectionMethod):
 
     Attributes:
         used_damping: after `fit`, the damping as a number.
+        trace: after a `fit` that chose the damping by it, the trace of H and its standard error.
     """
 
     _bound_to_weights = True
@@ -84,6 +85,7 @@ class InverseMethod(DirectionMethod):
         self.num_examples = num_examples
         self.seed = seed
         self.used_damping: float | None = None
+        self.trace: tuple[float, float] | None = None
 
     @abc.abstractmethod
     def _inverse_products(self, vectors: tf.Tensor) -> tf.Tensor:
@@ -282,7 +284,8 @@ class InverseMethod(DirectionMethod):
             rate = checkpoints.effective_rate_sum(self.run, self.model)
             self.used_damping = 1.0 / rate
             return
-        trace, _ = hutchinson_trace(operator, self.maps.parameters.dtype, self.seed)
+        self.trace = hutchinson_trace(operator, self.maps.parameters.dtype, self.seed)
+        trace = self.trace[0]
         self.used_damping = _DAMPING_SHARE * abs(trace) / self.maps.parameters.size
         if trace < 0:
             logging.warning(
@@ -320,11 +323,17 @@ class InverseMethod(DirectionMethod):
     def _state(self) -> dict[str, np.ndarray]:
         if self.used_damping is None:
             return {}
-        return {"used_damping": np.array(self.used_damping)}
+        arrays = {"used_damping": np.array(self.used_damping)}
+        if self.trace is not None:
+            arrays["trace"] = np.array(self.trace)
+        return arrays
 
     def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
         if "used_damping" in arrays:
             self.used_damping = float(arrays["used_damping"])
+        if "trace" in arrays:
+            trace, error = arrays["trace"].tolist()
+            self.trace = trace, error
 
 
 def hutchinson_trace(

@@ -281,6 +281,11 @@ def test_damping_by_the_trace_and_by_the_run(regression, tmp_path):
     exact = ki.ExactInfluence(model).fit(train)
     # The mean of eight forms z'Hz, whose expectation is the trace.
     np.testing.assert_allclose(exact.used_damping, 0.1 * np.trace(hessian) / WIDTH, rtol=0.5)
+    trace, error = exact.trace
+    assert abs(trace - np.trace(hessian)) < 4 * error
+    lines = []
+    ki.Arnoldi(model, 2, 4).fit(train).summary(lines.append)
+    assert any(f"trace: {trace:.4g} +- {error:.2g}" in line for line in lines)
     other = cases.linear_regression(WIDTH)
     other.compile(keras.optimizers.SGD(1e-3, momentum=0.5), "mse")
     recorder = ki.callbacks.TracInCheckpoint(tmp_path / "run")
