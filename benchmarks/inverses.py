@@ -105,6 +105,9 @@ RANKS = (10, 50, 100)
 _SETTINGS = flags.DEFINE_list("settings", list(SETTINGS), "What to measure on.")
 _BANKS = flags.DEFINE_string("banks", "banks", "Directory of the banks.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of tensorflow_datasets.")
+_TIMES = flags.DEFINE_list(
+    "times", ["1", "0.1", "10"], "Dampings, in units of the one that is chosen by itself."
+)
 _FIGURE = flags.DEFINE_bool("figure", False, "Draw the figure from the results, measure nothing.")
 
 
@@ -230,7 +233,7 @@ def run(name: str, directory: pathlib.Path, data_dir: str | None) -> dict[str, A
     )
     for measurement in setting.measurements:
         outputs = None if bank is None else bank.losses(measurement)
-        for times in (1.0, 0.1, 10.0):
+        for times in map(float, _TIMES.value):
             damping = times * auto
             expected, cost = measure(reference(model, setting, damping, measurement), problem)
             for keys, method in methods(model, setting, damping, measurement):

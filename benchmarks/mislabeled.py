@@ -39,7 +39,6 @@ LARGE = {
     "num_hessian_examples": 1_000,
     "lissa_examples": 200,
     "lissa_depth": 50,
-    "lissa_scale": 50,
 }
 SMALL = {
     **COMMON,

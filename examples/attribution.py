@@ -23,7 +23,7 @@ class MethodSettings(NamedTuple):
         num_hessian_examples: Training examples in Arnoldi's Hessian; None for all.
         lissa_depth: Steps of LiSSA's recursion.
         lissa_damping: Added to the eigenvalues of LiSSA's Hessian.
-        lissa_scale: What LiSSA divides the Hessian by.
+        lissa_scale: What LiSSA divides the Hessian by; as it measures where none is given.
         lissa_batch_size: Examples of the Hessian in each step of LiSSA.
     """
 
@@ -33,7 +33,7 @@ class MethodSettings(NamedTuple):
     num_hessian_examples: int | None = None
     lissa_depth: int = 100
     lissa_damping: float = 0.01
-    lissa_scale: float = 100.0
+    lissa_scale: float | None = None
     lissa_batch_size: int = 32
 
 
@@ -66,6 +66,9 @@ def build(
             return ki.Arnoldi(
                 model,
                 num_iterations=settings.num_iterations,
+                # As published: for finding wrong labels the eigenvectors are enough.
+                complement=None,
+                damping=0.0,
                 num_examples=settings.num_hessian_examples,
                 seed=settings.seed,
                 **options,
@@ -88,7 +91,7 @@ def build(
                 model,
                 depth=settings.lissa_depth,
                 damping=settings.lissa_damping,
-                scale_factor=settings.lissa_scale,
+                scale_factor="auto" if settings.lissa_scale is None else settings.lissa_scale,
                 hessian_batch_size=settings.lissa_batch_size,
                 seed=settings.seed,
                 **options,

@@ -58,7 +58,7 @@ LISSA_DAMPING = flags.DEFINE_float(
     "lissa_damping", 0.01, "Added to the eigenvalues of lissa's Hessian.", lower_bound=0
 )
 LISSA_SCALE = flags.DEFINE_float(
-    "lissa_scale", 100.0, "What lissa divides the Hessian by; above its largest eigenvalue."
+    "lissa_scale", None, "What lissa divides the Hessian by; by default as it measures."
 )
 LISSA_BATCH_SIZE = flags.DEFINE_integer(
     "lissa_batch_size", 32, "Examples of the Hessian in each step of lissa.", lower_bound=1

@@ -93,8 +93,8 @@ def score_methods(
             ids = lissa_ids if name == "lissa" else None
             try:
                 suspicions.append(score_method(name, trained, data, settings, ids=ids, **variant))
-            except FloatingPointError as error:
-                # A run of hours must not lose its other methods to one that diverges.
+            except (FloatingPointError, ValueError) as error:
+                # A run of hours must not lose its other methods to one that cannot go on.
                 logging.error("%s is left out of the table. %s", name, error)
                 failures[name] = str(error)
     return suspicions, failures

@@ -13,6 +13,7 @@ SHARES = {"T5": 0.05, "ViT": 0.004}
 TOLERANCES = {"Llama": 1e-5}
 
 FAST = ("MobileNet",)
+FAST_HUB = ("BERT", "GPT-2")
 # Hundreds of layers, and minutes each: benchmarks/coverage.py alone holds them to the same bar.
 LONG = ("InceptionResNet", "NASNet")
 HUB = [each.family for each in library_models.MODELS if each.library == "keras_hub"]
@@ -29,8 +30,14 @@ def check(family):
     assert result.coverage.shares().get(LAYER_FALLBACK, 0) <= SHARES.get(family, 0)
 
 
-@pytest.mark.parametrize("family", HUB)
+@pytest.mark.parametrize("family", FAST_HUB)
 def test_keras_hub(family):
+    check(family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [each for each in HUB if each not in FAST_HUB])
+def test_the_rest_of_keras_hub(family):
     check(family)
 
 

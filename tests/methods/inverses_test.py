@@ -37,7 +37,7 @@ METHODS = {
     ),
     # The whole set in each batch, and depth enough for the flattest direction.
     "lissa": (
-        lambda model, l2: ki.LiSSA(model, 1500, DAMPING, l2=l2, hessian_batch_size=30),
+        lambda model, l2: ki.LiSSA(model, 800, DAMPING, l2=l2, hessian_batch_size=30),
         1e-3,
     ),
     "conjugate gradients": (
