@@ -209,10 +209,10 @@ class InverseMethod(DirectionMethod):
         if self.damping == "auto" and self.run is None:
             yield Work(
                 "products for the mean eigenvalue",
-                job.products(frozen, _NUM_PROBES),
-                frozen.num_batches,
+                job.products(frozen, self._probe_rows()),
+                -(-_NUM_PROBES // self._probe_rows()) * frozen.num_batches,
                 _NUM_PROBES,
-                device=frozen.bytes + 2 * _NUM_PROBES * job.vector_bytes,
+                device=frozen.bytes + 2 * self._probe_rows() * job.vector_bytes,
             )
 
     def _scores_work(self, job: Job) -> Iterator[Work]:
@@ -284,7 +284,9 @@ class InverseMethod(DirectionMethod):
             rate = checkpoints.effective_rate_sum(self.run, self.model)
             self.used_damping = 1.0 / rate
             return
-        self.trace = hutchinson_trace(operator, self.maps.parameters.dtype, self.seed)
+        self.trace = hutchinson_trace(
+            operator, self.maps.parameters.dtype, self.seed, block=self._probe_rows()
+        )
         trace = self.trace[0]
         self.used_damping = _DAMPING_SHARE * abs(trace) / self.maps.parameters.size
         if trace < 0:
@@ -293,6 +295,13 @@ class InverseMethod(DirectionMethod):
                 "minimum. The damping is a tenth of its size.",
                 trace / self.maps.parameters.size,
             )
+
+    def _probe_rows(self) -> int:
+        """Probes of the trace that are held together: themselves, products, and their tensors."""
+        parameters = self.maps.parameters
+        room = self._rows_in_budget(4 * parameters.size * parameters.dtype.size)
+        # Blocks of one size, so that one graph serves.
+        return max(each for each in (1, 2, 4, _NUM_PROBES) if each <= max(room, 1))
 
     @property
     def _damping(self) -> float:
@@ -337,7 +346,7 @@ class InverseMethod(DirectionMethod):
 
 
 def hutchinson_trace(
-    operator: Any, dtype: Any, seed: int, num_probes: int = _NUM_PROBES
+    operator: Any, dtype: Any, seed: int, num_probes: int = _NUM_PROBES, block: int = _NUM_PROBES
 ) -> tuple[float, float]:
     """The trace of a symmetric operator and its standard error, by random signs z: E z'Hz = tr H.
 
@@ -346,11 +355,21 @@ def hutchinson_trace(
         dtype: of the rows.
         seed: of the signs.
         num_probes: products, at least 2.
+        block: of them that are held and computed together.
     """
-    random = np.random.default_rng([seed, 1])
-    signs = random.choice(np.array([-1, 1], np.int8), [num_probes, operator.size])
-    probes = tf.cast(tf.convert_to_tensor(signs), dtype)
-    forms = np.einsum("kp,kp->k", probes, operator.products(probes), dtype=np.float64)
+    forms = np.empty(num_probes)
+    for start in range(0, num_probes, block):
+        stop = min(start + block, num_probes)
+        # Of a seed for each, so that the size of a block changes none.
+        signs = [
+            np.random.default_rng([seed, 1, probe]).choice(
+                np.array([-1, 1], np.int8), operator.size
+            )
+            for probe in range(start, stop)
+        ]
+        probes = tf.cast(tf.convert_to_tensor(np.stack(signs)), dtype)
+        products = operator.products(probes)
+        forms[start:stop] = np.einsum("kp,kp->k", probes, products, dtype=np.float64)
     if not np.isfinite(forms).all():
         raise FloatingPointError("A product of the curvature is not finite.")
     return float(forms.mean()), float(forms.std(ddof=1) / np.sqrt(num_probes))
