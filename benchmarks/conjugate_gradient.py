@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app
+from absl import app, flags
 
 import keras_influence as ki
 import projection
@@ -103,20 +103,21 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"No argument is taken. Received: {argv[1:]}.")
     rows = []
-    for name in MODELS:
+    for name in flags.FLAGS.models:
         rows.append(measure(name))
         print(rows[-1], flush=True)
-    result = {
-        "num_train": NUM_TRAIN,
-        "num_queries": NUM_QUERIES,
-        "tolerance": TOLERANCE,
-        "turns": TURNS,
-        "seed": SEED,
-        "rows": rows,
-        "machine": projection.machine(),
-    }
-    runs.write_json(RESULTS / "conjugate-gradient.json", result)
+        result = {
+            "num_train": NUM_TRAIN,
+            "num_queries": NUM_QUERIES,
+            "tolerance": TOLERANCE,
+            "turns": TURNS,
+            "seed": SEED,
+            "rows": rows,
+            "machine": projection.machine(),
+        }
+        runs.write_json(RESULTS / "conjugate-gradient.json", result)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("models", list(MODELS), "What to measure.")
     app.run(main)

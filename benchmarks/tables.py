@@ -561,6 +561,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ekfac": ekfac,
     "coverage": coverage,
     "large": large,
+    "conjugate-gradient": inverse_tables.conjugate_gradient,
     "inverses": inverse_tables.inverses,
     "inverses-details": inverse_tables.inverses_details,
     "plan": plan,
