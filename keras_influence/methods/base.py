@@ -193,7 +193,8 @@ class InfluenceMethod(Planned, abc.ABC):
                 finished, and the process exits with code 143.
             return_uncertainty: also return how far each score may be off, where the method can say:
                 `LiSSA`, the standard error over its repeats; `Arnoldi`, that of the complement's
-                constant; `ConjugateGradient`, a bound by its residual.
+                constant; `ConjugateGradient`, a bound by its residual, for a curvature without
+                negative eigenvalues.
 
         Returns:
             float32 [Q, N]; positive for proponents. With `return_uncertainty`, a second array of
