@@ -173,11 +173,13 @@ class LossMaps:
     def curvature_bytes(self, batch: Any, kind: str = "hessian") -> int:
         """Size of all tensors that a product makes of a batch, of those of known shape."""
         vector = tf.TensorSpec([self.parameters.size], self.parameters.dtype)
-        leaves = tf.nest.map_structure(tf.convert_to_tensor, batch)
+        with tf.init_scope():
+            leaves = tf.nest.map_structure(tf.convert_to_tensor, batch)
+        specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, leaves)
         size = len(tf.nest.flatten(leaves)[0])
         weights = tf.TensorSpec([size], tf.float32)
         traced: Any = self._kinds[kind][0]
-        return tensor_bytes(traced.get_concrete_function(leaves, vector, weights).graph)
+        return tensor_bytes(traced.get_concrete_function(specs, vector, weights).graph)
 
     def _gauss_newton(
         self, batch: Any, vector: tf.Tensor, weights: tf.Tensor | None = None

@@ -110,10 +110,20 @@ class FrozenCurvature:
     def _rows(self, count: int) -> int:
         """Rows of one block: as even as can be, so that few graphs serve."""
         if self._block is None:
-            size = self._maps.curvature_bytes(self._example, self._kind)
-            self._block = int(max(1, self._budget // size))
+            self._block = int(max(1, self._budget // self._product_bytes()))
             self._example = None
         return -(-count // -(-count // self._block))
+
+    def _product_bytes(self) -> int:
+        """Of a product on a batch, traced on a replica: variables are nowhere else to be had."""
+        sizes = []
+
+        def trace() -> tf.Tensor:
+            sizes.append(self._maps.curvature_bytes(self._example, self._kind))
+            return tf.zeros([])
+
+        distribution.everywhere(trace, self._model)
+        return sizes[0]
 
 
 def _stack(*rows: tf.Tensor) -> tf.Tensor:
