@@ -7,6 +7,7 @@ from keras_influence.gradients.flops import graph_flops, projection_flops
 from keras_influence.gradients.losses import PerExampleLoss
 from keras_influence.gradients.maps import LossMaps
 from keras_influence.gradients.measurements import MEASUREMENTS
+from keras_influence.gradients.outputs import OutputMaps
 from keras_influence.gradients.parameters import ParameterVector, select_variables
 from keras_influence.gradients.projector import Projector
 from keras_influence.gradients.rules import register_rule
@@ -20,6 +21,7 @@ __all__ = [
     "LayerCall",
     "LossMaps",
     "Outer",
+    "OutputMaps",
     "ParameterVector",
     "PerExampleLoss",
     "Projector",

@@ -102,6 +102,26 @@ def points_of(
     return list(found.values())
 
 
+def losses_at(
+    losses: OutputLosses,
+    points: list[convexity.Point],
+    values: list[tf.Tensor],
+    y: Any,
+    outputs: Any,
+    sample_weight: Any,
+    fisher: bool,
+) -> tf.Tensor:
+    """l_i [B] by the points' values; `fisher`: with labels that have the Fisher matrix's L_i."""
+    rebuilt = {
+        id(point.output): point.rebuilt(value) for point, value in zip(points, values, strict=True)
+    }
+    replaced = keras.tree.map_structure(lambda leaf: rebuilt.get(id(leaf), leaf), outputs)
+    if not fisher:
+        return losses(y, replaced, sample_weight)
+    with visited(convexity.labels_for_fisher):
+        return losses(y, replaced, sample_weight)
+
+
 def curvature_product(
     losses: OutputLosses,
     points: list[convexity.Point],
@@ -115,16 +135,7 @@ def curvature_product(
     """L_i times the tangents, for each point: its gradient's gradient, for L_i is symmetric."""
 
     def total(values: list[tf.Tensor]) -> tf.Tensor:
-        rebuilt = {
-            id(point.output): point.rebuilt(value)
-            for point, value in zip(points, values, strict=True)
-        }
-        replaced = keras.tree.map_structure(lambda leaf: rebuilt.get(id(leaf), leaf), outputs)
-        if fisher:
-            with visited(convexity.labels_for_fisher):
-                examples = losses(y, replaced, sample_weight)
-        else:
-            examples = losses(y, replaced, sample_weight)
+        examples = losses_at(losses, points, values, y, outputs, sample_weight, fisher)
         if weights is not None:
             examples *= tf.cast(weights, examples.dtype)
         return tf.reduce_sum(examples)

@@ -111,13 +111,13 @@ class LossMaps:
     def _losses(self, batch: Any) -> tf.Tensor:
         """(x, y[, sample_weight]) -> l_i [batch]."""
         x, y, sample_weight = (*batch, None)[:3]
-        return self._output_losses(y, self._outputs(x), sample_weight)
+        return self.output_losses(y, self.outputs(x), sample_weight)
 
-    def _outputs(self, x: Any) -> Any:
+    def outputs(self, x: Any) -> Any:
         with twice_differentiable_moments():
             return self.model(x, training=False)
 
-    def _output_losses(self, y: Any, outputs: Any, sample_weight: Any) -> tf.Tensor:
+    def output_losses(self, y: Any, outputs: Any, sample_weight: Any) -> tf.Tensor:
         losses = self.loss(y, outputs, sample_weight)
         if losses is None or losses.shape.rank != 1:
             raise ValueError(
@@ -199,8 +199,8 @@ class LossMaps:
             products = gauss_newton(
                 coverage,
                 self.parameters,
-                self._outputs,
-                self._output_losses,
+                self.outputs,
+                self.output_losses,
                 batch,
                 vector,
                 weights,
@@ -258,7 +258,7 @@ class LossMaps:
                 own = self._losses(examples)
                 return own * tf.cast(weights, own.dtype)
             return pairing_losses(
-                self._outputs, self._output_losses, batch, draw, seed, labels == "expected"
+                self.outputs, self.output_losses, batch, draw, seed, labels == "expected"
             )
 
         weights = tf.cast(weights, self.parameters.dtype)
@@ -267,7 +267,7 @@ class LossMaps:
 
     def num_label_terms(self, batch: Any) -> int:
         """Terms of the expectation over labels: draws that `labels="expected"` takes."""
-        return num_terms(self._outputs, self._output_losses, batch)
+        return num_terms(self.outputs, self.output_losses, batch)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` as one graph for each shape of its arguments, as the maps are."""

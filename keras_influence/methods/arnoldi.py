@@ -306,6 +306,7 @@ class Arnoldi(EigenbasisInverse):
             "direction_bytes",
             "basis",
             "scale",
+            "leverage",
             "measurement",
             "refine",
         ):

@@ -139,6 +139,7 @@ class ConjugateGradient(InverseMethod):
 
     def _scores_with_error(self, queries: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
         """With r = g - A h for A = H + damping I: |r'A^-1 g(x)| <= |r| |g(x)| / (damping + l2)."""
+        self._check_uncorrected("The uncertainty of scores")
         floor = self._damping + self.l2
         if floor <= 0:
             raise ValueError(

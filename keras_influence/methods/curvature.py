@@ -12,6 +12,9 @@ import tensorflow as tf
 from keras_influence import data, distribution, storage
 from keras_influence.gradients import LossMaps
 
+# Random vectors that estimate a trace.
+NUM_PROBES = 8
+
 
 class FrozenCurvature:
     """H = (1/n) sum_i Hessian(l_i) + l2 I over n examples, the same ones at every product.
@@ -142,3 +145,33 @@ def batches_fingerprint(batches: Sequence[data.Batch]) -> str:
         for batch in batches
         for leaf in tf.nest.flatten(batch.examples)
     )
+
+
+def hutchinson_trace(
+    operator: Any, dtype: Any, seed: int, num_probes: int = NUM_PROBES, block: int = NUM_PROBES
+) -> tuple[float, float]:
+    """The trace of a symmetric operator and its standard error, by random signs z: E z'Hz = tr H.
+
+    Args:
+        operator: with `size` p and `products` of rows [k, p].
+        dtype: of the rows.
+        seed: of the signs.
+        num_probes: products, at least 2.
+        block: of them that are held and computed together.
+    """
+    forms = np.empty(num_probes)
+    for start in range(0, num_probes, block):
+        stop = min(start + block, num_probes)
+        # Of a seed for each, so that the size of a block changes none.
+        signs = [
+            np.random.default_rng([seed, 1, probe]).choice(
+                np.array([-1, 1], np.int8), operator.size
+            )
+            for probe in range(start, stop)
+        ]
+        probes = tf.cast(tf.convert_to_tensor(np.stack(signs)), dtype)
+        products = operator.products(probes)
+        forms[start:stop] = np.einsum("kp,kp->k", probes, products, dtype=np.float64)
+    if not np.isfinite(forms).all():
+        raise FloatingPointError("A product of the curvature is not finite.")
+    return float(forms.mean()), float(forms.std(ddof=1) / np.sqrt(num_probes))

@@ -69,12 +69,12 @@ class EigenbasisInverse(InverseMethod, EncodingMethod):
         self._sketch: np.ndarray | None = None
 
     def _scores_work(self, job: Job) -> Iterator[Work]:
-        if self.complement is None and not self.refine:
+        if self.complement is None and not (self.refine or self.leverage):
             return EncodingMethod._scores_work(self, job)
         return InverseMethod._scores_work(self, job)
 
     def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
-        if self.refine:
+        if self.refine or self.leverage:
             return InverseMethod._self_influence_work(self, job, load)
         return EncodingMethod._self_influence_work(self, job, load)
 
@@ -149,12 +149,13 @@ class EigenbasisInverse(InverseMethod, EncodingMethod):
         return tf.convert_to_tensor(products, vectors.dtype)
 
     def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
-        if self.complement is None and not self.refine:
+        if self.complement is None and not (self.refine or self.leverage):
             return EncodingMethod._scores(self, queries, train, steps)
         return InverseMethod._scores(self, queries, train, steps)
 
     def _scores_with_error(self, queries: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
         """The constant's standard error times |<r(z), r(x)>|."""
+        self._check_uncorrected("The uncertainty of scores")
         found = self.complement_estimate
         if found is None or self.refine:
             raise ValueError(
@@ -173,7 +174,7 @@ class EigenbasisInverse(InverseMethod, EncodingMethod):
         return self._scores(queries, train, Steps()), np.concatenate(errors).astype(np.float32)
 
     def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
-        if self.refine:
+        if self.refine or self.leverage:
             return InverseMethod._self_influence(self, dataset, steps)
         # Products with the eigenvectors, and norms, are all that the forms are made of.
         return EncodingMethod._self_influence(self, dataset, steps)
@@ -209,6 +210,10 @@ class EigenbasisInverse(InverseMethod, EncodingMethod):
         if stop > kept and self._sketch is not None:
             rows.append(self._sketch[max(start - kept, 0) : stop - kept])
         return np.concatenate(rows)
+
+    def _encoders(self, keep: bool = True) -> Iterator[Projector]:
+        self._check_uncorrected("An encoding")
+        return super()._encoders(keep)
 
     def _query_encoders(self) -> Iterator[Projector]:
         # Vectors that were too many for memory are so for a copy of them that is laid out.

@@ -177,6 +177,7 @@ class FisherMethod(InverseMethod):
             "damping",
             "run",
             "l2",
+            "leverage",
             "measurement",
         ):
             del config[name]
@@ -261,6 +262,8 @@ class FisherMethod(InverseMethod):
         return tf.concat(flat, axis=1)
 
     def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
+        if self.leverage:
+            return super()._self_influence(dataset, steps)
         factor = self._per_train()
         operands = self._operands
         forms = self._gather(self._forms, dataset, "self-influence", lambda _: operands, steps)
@@ -325,6 +328,9 @@ class FisherMethod(InverseMethod):
         yield Work("products with the inverse", unit, blocks.num_batches, host=held)
 
     def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        if self.leverage:
+            yield from super()._self_influence_work(job, load)
+            return
         self._find_blocks(load.sample[0].examples)
         operands = self._place_holders(job)
         yield job.reading(load)

@@ -13,13 +13,12 @@ from absl import logging
 
 from keras_influence import checkpoints, data, distribution
 from keras_influence.gradients import LossMaps, Projector, check_curvature
-from keras_influence.methods.curvature import FrozenCurvature
+from keras_influence.methods.curvature import NUM_PROBES, FrozenCurvature, hutchinson_trace
 from keras_influence.methods.direction import DIRECTIONS, DirectionMethod
+from keras_influence.methods.leverage import Leverage, removed_work, scores_work
 from keras_influence.methods.scoring import Steps
 from keras_influence.methods.work import Job, Load, Work
 
-# Random vectors that estimate a trace.
-_NUM_PROBES = 8
 # Of the mean eigenvalue, as Grosse et al. (2023, section 5) damp EK-FAC.
 _DAMPING_SHARE = 0.1
 
@@ -45,6 +44,13 @@ class InverseMethod(DirectionMethod):
         l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective, added to H.
         num_examples: training examples that make up H, drawn once with `seed`; all by default. The
             same ones serve every product.
+        leverage: whether `scores` and `self_influence` also count that a removed example takes its
+            share of the curvature along: for one output, I / (1 - h) with h its leverage, l''/l'^2
+            times its self-influence; for several, the matrix form in `methods/leverage.py`. With
+            few examples for each parameter, where h is not small, that is what comes true. Exact
+            for squared errors of a model that is linear in its parameters, and one Newton step for
+            any other. It costs a gradient and a product with the inverse for each output of each
+            training example. Sums over groups, and indexes, are without it.
         seed: of every random draw.
         **kwargs: see `InfluenceMethod`.
 
@@ -67,6 +73,7 @@ class InverseMethod(DirectionMethod):
         run: str | os.PathLike | None = None,
         l2: float = 0.0,
         num_examples: int | None = None,
+        leverage: bool = False,
         seed: int = 0,
         **kwargs: Any,
     ):
@@ -83,6 +90,7 @@ class InverseMethod(DirectionMethod):
         self.run = None if run is None else os.fspath(run)
         self.l2 = l2
         self.num_examples = num_examples
+        self.leverage = leverage
         self.seed = seed
         self.used_damping: float | None = None
         self.trace: tuple[float, float] | None = None
@@ -167,7 +175,19 @@ class InverseMethod(DirectionMethod):
             rows.append(projected.T)
         return (np.concatenate(rows) * self._per_train()).astype(np.float32)
 
+    @functools.cached_property
+    def corrected(self) -> Leverage:
+        """What computes scores with `leverage`."""
+        return Leverage(self)
+
+    def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
+        if self.leverage:
+            return self.corrected.scores(queries, train, steps)
+        return super()._scores(queries, train, steps)
+
     def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
+        if self.leverage:
+            return self.corrected.self_influence(dataset, steps)
         factor = self._per_train()
 
         def block(batch: data.Batch) -> np.ndarray:
@@ -210,18 +230,24 @@ class InverseMethod(DirectionMethod):
             yield Work(
                 "products for the mean eigenvalue",
                 job.products(frozen, self._probe_rows()),
-                -(-_NUM_PROBES // self._probe_rows()) * frozen.num_batches,
-                _NUM_PROBES,
+                -(-NUM_PROBES // self._probe_rows()) * frozen.num_batches,
+                NUM_PROBES,
                 device=frozen.bytes + 2 * self._probe_rows() * job.vector_bytes,
             )
 
     def _scores_work(self, job: Job) -> Iterator[Work]:
+        if self.leverage:
+            yield from scores_work(self, job)
+            return
         blocks = Load.of(job.query_data, self._query_rows())
         yield from self._gradients_work(job, blocks, self.query_maps)
         yield from self._solve_work(job, blocks)
         yield from self._products_work(job, blocks)
 
     def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        if self.leverage:
+            yield from removed_work(self, job, load)
+            return
         blocks = load.cut(self._query_rows())
         yield from self._gradients_work(job, blocks, self.maps)
         yield from self._forms_work(job, blocks)
@@ -301,7 +327,7 @@ class InverseMethod(DirectionMethod):
         parameters = self.maps.parameters
         room = self._rows_in_budget(4 * parameters.size * parameters.dtype.size)
         # Blocks of one size, so that one graph serves.
-        return max(each for each in (1, 2, 4, _NUM_PROBES) if each <= max(room, 1))
+        return max(each for each in (1, 2, 4, NUM_PROBES) if each <= max(room, 1))
 
     @property
     def _damping(self) -> float:
@@ -311,6 +337,13 @@ class InverseMethod(DirectionMethod):
 
     def _check_ready(self) -> None:
         self._check_fitted()
+
+    def _check_uncorrected(self, what: str) -> None:
+        if self.leverage:
+            raise ValueError(
+                f"{what} with `leverage=True` is not known: a training example's correction is no "
+                "number of its own. Make another method without it."
+            )
 
     def _system(self) -> str:
         how = ""
@@ -326,6 +359,7 @@ class InverseMethod(DirectionMethod):
             "run": self.run,
             "l2": self.l2,
             "num_examples": self.num_examples,
+            "leverage": self.leverage,
             "seed": self.seed,
         }
 
@@ -343,36 +377,6 @@ class InverseMethod(DirectionMethod):
         if "trace" in arrays:
             trace, error = arrays["trace"].tolist()
             self.trace = trace, error
-
-
-def hutchinson_trace(
-    operator: Any, dtype: Any, seed: int, num_probes: int = _NUM_PROBES, block: int = _NUM_PROBES
-) -> tuple[float, float]:
-    """The trace of a symmetric operator and its standard error, by random signs z: E z'Hz = tr H.
-
-    Args:
-        operator: with `size` p and `products` of rows [k, p].
-        dtype: of the rows.
-        seed: of the signs.
-        num_probes: products, at least 2.
-        block: of them that are held and computed together.
-    """
-    forms = np.empty(num_probes)
-    for start in range(0, num_probes, block):
-        stop = min(start + block, num_probes)
-        # Of a seed for each, so that the size of a block changes none.
-        signs = [
-            np.random.default_rng([seed, 1, probe]).choice(
-                np.array([-1, 1], np.int8), operator.size
-            )
-            for probe in range(start, stop)
-        ]
-        probes = tf.cast(tf.convert_to_tensor(np.stack(signs)), dtype)
-        products = operator.products(probes)
-        forms[start:stop] = np.einsum("kp,kp->k", probes, products, dtype=np.float64)
-    if not np.isfinite(forms).all():
-        raise FloatingPointError("A product of the curvature is not finite.")
-    return float(forms.mean()), float(forms.std(ddof=1) / np.sqrt(num_probes))
 
 
 def _sums_by_group(rows: np.ndarray, groups: Any, name: str) -> np.ndarray:

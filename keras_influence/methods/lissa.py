@@ -212,6 +212,7 @@ class LiSSA(InverseMethod):
         )
 
     def _scores_with_error(self, queries: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
+        self._check_uncorrected("The uncertainty of scores")
         if self.num_repeats < 2:
             raise ValueError(
                 "The uncertainty of LiSSA is the spread of its repeats: pass `num_repeats` of at "
