@@ -1,10 +1,12 @@
 """Where an iteration keeps its vectors: in memory, or wherever else their columns can be read."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
+
+T = TypeVar("T")
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -42,6 +44,12 @@ class Basis(Protocol):
         """Columns and the first `count` rows of them, [count, width], from the first column on.
 
         A block holds until the next one is asked for.
+        """
+
+    def map_blocks(self, count: int, function: Callable[[slice, np.ndarray], T]) -> list[T]:
+        """`function` of the columns and rows of each such block, from the first column on.
+
+        Some may be computed at the same time, and a block holds no longer than its own call.
         """
 
     def write(self, columns: slice, values: np.ndarray) -> None:
@@ -96,6 +104,10 @@ class HostBasis:
         for start in range(0, self.array.shape[1], width):
             columns = slice(start, min(start + width, self.array.shape[1]))
             yield columns, self.array[:count, columns].astype(self.dtype, copy=False)
+
+    def map_blocks(self, count: int, function: Callable[[slice, np.ndarray], T]) -> list[T]:
+        # One after the other: numpy's products are on all cores by themselves.
+        return [function(*each) for each in self.blocks(count)]
 
     def write(self, columns: slice, values: np.ndarray) -> None:
         self.array[:, columns] = values

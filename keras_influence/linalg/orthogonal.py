@@ -1,5 +1,7 @@
 """Gram-Schmidt against a basis that is read in blocks of columns."""
 
+import functools
+
 import numpy as np
 
 from keras_influence.linalg.basis import Basis
@@ -19,15 +21,21 @@ def orthogonalize(basis: Basis, vectors: np.ndarray) -> tuple[np.ndarray, np.nda
         The coefficients, [rows] or [rows, k], and the vectors.
     """
     count = basis.shape[0]
-    first = np.zeros((count, *vectors.shape[:-1]), vectors.dtype)
-    for columns, block in basis.blocks(count):
-        first += block @ vectors[..., columns].T
-    second = np.zeros_like(first)
-    for columns, block in basis.blocks(count):
-        vectors[..., columns] -= first.T @ block
-        second += block @ vectors[..., columns].T
-    for columns, block in basis.blocks(count):
-        vectors[..., columns] -= second.T @ block
+    zero = np.zeros((count, *vectors.shape[:-1]), vectors.dtype)
+
+    def products(columns: slice, block: np.ndarray) -> np.ndarray:
+        return block @ vectors[..., columns].T
+
+    def subtract(coefficients: np.ndarray, columns: slice, block: np.ndarray) -> None:
+        vectors[..., columns] -= coefficients.T @ block
+
+    def subtract_and_multiply(columns: slice, block: np.ndarray) -> np.ndarray:
+        subtract(first, columns, block)
+        return products(columns, block)
+
+    first = sum(basis.map_blocks(count, products), start=zero)
+    second = sum(basis.map_blocks(count, subtract_and_multiply), start=zero)
+    basis.map_blocks(count, functools.partial(subtract, second))
     return first.astype(np.float64) + second, vectors
 
 

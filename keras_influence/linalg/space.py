@@ -133,7 +133,6 @@ def orthogonality(basis: Any) -> float:
         gram = basis.gram()
     else:
         count = basis.shape[0]
-        gram = np.zeros((count, count))
-        for _, block in basis.blocks(count):
-            gram += block @ block.T
+        products = basis.map_blocks(count, lambda _, block: block @ block.T)
+        gram = sum(products, start=np.zeros((count, count)))
     return float(np.abs(gram - np.eye(len(gram))).max(initial=0))

@@ -4,13 +4,15 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from keras_influence import data, storage
 from keras_influence.linalg import DeviceBasis, Restart, Step
+
+T = TypeVar("T")
 
 _RECORD = "fit.json"
 _STEPS = "steps"
@@ -190,6 +192,9 @@ class DurableBasis:
 
     def blocks(self, count: int) -> Any:
         return self._memory.blocks(count)
+
+    def map_blocks(self, count: int, function: Callable[[slice, np.ndarray], T]) -> list[T]:
+        return self._memory.map_blocks(count, function)
 
     def write(self, columns: slice, values: np.ndarray) -> None:
         self._memory.write(columns, values)

@@ -20,6 +20,8 @@ T = TypeVar("T")
 _AHEAD = 2
 # What is used, what was, and what is read.
 NUM_BUFFERS = _AHEAD + 2
+# Each has the files of a column of chunks open, and memory is as fast as some cores can read it.
+_MOST_THREADS = 8
 
 
 @functools.cache
@@ -46,6 +48,22 @@ def ahead(read: Callable[[int], T], count: int) -> Generator[T]:
             if number < count:
                 pending.append(thread.submit(read, number))
             yield part
+
+
+def shared(work: Callable[[range], list[T]], count: int) -> list[T]:
+    """`work` of ranges that have each number below `count`, one for each core: joined, in order.
+
+    Each of the threads reads and multiplies by itself, with numpy's products on one core: what is
+    read is then multiplied from the cache of the core that read it.
+    """
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    bounds = np.linspace(0, count, min(threads or 1, _MOST_THREADS, count) + 1).astype(int)
+    with (
+        concurrent.futures.ThreadPoolExecutor(len(bounds)) as pool,
+        _blas().limit(limits=1, user_api="blas"),
+    ):
+        parts = pool.map(work, map(range, bounds[:-1], bounds[1:]))
+        return [result for part in parts for result in part]
 
 
 class ChunkFiles:

@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import threadpoolctl
@@ -63,14 +65,16 @@ def test_rows_that_were_checked_are_read_from_their_files(tmp_path, monkeypatch)
         np.testing.assert_array_equal(found, values)
     with monkeypatch.context() as patch:
         # Blocks narrower than a chunk, checked and unchecked, are the same, in the same places.
-        patch.setattr("keras_influence.storage.rows._BLOCK_BYTES", 4 * 6 * 70)
+        for name in ("_BLOCK_BYTES", "_MAPPED_BYTES"):
+            patch.setattr(f"keras_influence.storage.rows.{name}", 4 * 6 * 70)
         again = storage.StoredRows.open(rows.file)
         narrow = [[(columns, block.copy()) for columns, block in again.blocks(6)] for _ in range(2)]
         # Four of 70 and one of 20 of each chunk of 300, and of the last 100 one and a rest.
         assert [columns.stop - columns.start for columns, _ in narrow[0]] == (
             3 * [70, 70, 70, 70, 20] + [70, 30]
         )
-        for found in narrow:
+        sums = [each.map_blocks(6, lambda _, block: block.copy()) for each in (rows, again)]
+        for found in (*narrow, *([(None, block) for block in each] for each in sums)):
             np.testing.assert_array_equal(np.concatenate([b for _, b in found], axis=1), values)
         # Written in such blocks, it is there in whole chunks.
         copy = storage.StoredRows.create(tmp_path, "copy", (6, 1000), "float32", 300)
@@ -103,6 +107,29 @@ def test_one_thread_multiplies_while_another_reads(tmp_path):
         assert set(threads()) == {1}
         blocks.close()
         assert set(threads()) == {2}
+
+
+def test_a_mapping_that_fails_says_so_and_leaves_no_thread(tmp_path):
+    rows = _rows(tmp_path, (2, 1000), 100)
+    rows.append(np.ones(1000, np.float32))
+    before = threading.active_count()
+    seen = []
+
+    def fails(columns, block):
+        seen.append(columns.start)
+        if columns.start == 700:
+            raise FloatingPointError("700")
+
+    with pytest.raises(FloatingPointError, match="700"):
+        rows.map_blocks(1, fails)
+    assert 700 in seen
+    assert threading.active_count() == before
+    # What is not checked yet goes through the store, with the same numbers.
+    opened = storage.StoredRows.open(rows.file)
+    for each in (opened, opened):
+        assert each.map_blocks(1, lambda columns, block: (columns.start, block.sum())) == [
+            (start, 100) for start in range(0, 1000, 100)
+        ]
 
 
 def test_rows_in_bfloat16(tmp_path):
