@@ -20,6 +20,7 @@ TEST = [
     # Held to one minor version each: a newer formatter or checker may disagree with this tree.
     "mypy==2.4.*",
     "pytest>=8.4",
+    "pytest-xdist>=3.6",
     "ruff==0.17.*",
 ]
 
