@@ -349,21 +349,20 @@ def large() -> str:
         f"{name} {1000 * median:,.0f} ms ({1000 * low:,.0f} to {1000 * high:,.0f})"
         for name, (low, median, high) in found["seconds"].items()
     )
-    # Results of before there were searches that miss some know no share that is found.
-    shares = found.get("recall", {})
     missing = ", ".join(
         f"{name} finds {share:.1%} of them (made in {found['build_seconds'][name]:,.1f} s)"
-        for name, share in shares.items()
+        for name, share in found["recall"].items()
         if name.startswith("FAISS")
     )
     lines += [
         "",
         f"An index in a directory, {many['model']}, rank {many['rank']}: {many['num_examples']:,} "
-        f"examples at {many['examples_per_second']:,.0f} a second, at most "
+        f"examples at {many['examples_per_second']:,.0f} a second (one batch is projected over and "
+        f"over at {many['projected_per_second']:,.0f}), at most "
         f"{many['resident_mb']:,.0f} MB resident ({few['resident_mb']:,.0f} for "
         f"{few['num_examples']:,}). The top {found['k']} of both signs for {found['num_queries']} "
         f"queries among {found['num_examples']:,} encodings of {found['rank']} numbers"
-        f"{'' if shares else ', exact'}: {rates}{f'; {missing}' if missing else ''}.",
+        f": {rates}; {missing}.",
     ]
     return "\n".join(lines)
 

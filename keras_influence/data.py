@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 DEFAULT_BATCH_SIZE = 128
+# Python's buffers know no other ones of TensorFlow's.
+_SHARED = (tf.float32, tf.float64, tf.int32, tf.int64, tf.uint8)
 
 _T = TypeVar("_T")
 
@@ -350,7 +352,7 @@ def _checked(element: Any) -> tuple[tuple[Any, ...], int]:
                 f"Ragged and sparse tensors have no static shape. Received: {type(leaf).__name__}. "
                 "Pad to dense tensors, with sample weights or a mask."
             )
-    examples = tf.nest.map_structure(np.asarray, tuple(element))
+    examples = tf.nest.map_structure(_array, tuple(element))
     leaves = tf.nest.flatten(examples)
     if any(leaf.ndim == 0 for leaf in leaves):
         raise ValueError(
@@ -363,6 +365,13 @@ def _checked(element: Any) -> tuple[tuple[Any, ...], int]:
             f"{[leaf.shape for leaf in leaves]}."
         )
     return examples, sizes.pop()
+
+
+def _array(leaf: Any) -> np.ndarray:
+    """As NumPy sees it: of a tensor's numbers no copy, which is not to be written to."""
+    if isinstance(leaf, tf.Tensor) and leaf.dtype in _SHARED:
+        return np.asarray(memoryview(leaf))
+    return np.asarray(leaf)
 
 
 def _row_shapes(examples: Any) -> list[tuple[int, ...]]:

@@ -126,9 +126,11 @@ def gather(
     rows = []
     if strategy is None:
         for group in steps.groups(batches, steps_per_execution):
-            beside = () if operands is None else (operands(group[0].examples),)
+            # Once, for both: TensorFlow copies an array each time that it makes a tensor of it.
+            first = tf.nest.map_structure(tf.convert_to_tensor, group[0].examples)
+            beside = () if operands is None else (operands(first),)
             if steps_per_execution == 1:
-                results = np.asarray(function(group[0].examples, *beside))[np.newaxis]
+                results = np.asarray(function(first, *beside))[np.newaxis]
             else:
                 examples, count = _stack(group, steps_per_execution)[::2]
                 results = np.asarray(steps.listed(function)(examples, count, *beside))

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_influence import checkpoints, data, distribution, storage
+from keras_influence import checkpoints, data, distribution
 from keras_influence.gradients.fisher_blocks import (
     DIAGONAL,
     ROWS,
@@ -27,9 +27,11 @@ from keras_influence.gradients.labels import LABELS
 from keras_influence.methods.inverse import InverseMethod
 from keras_influence.methods.means import Sums, with_ids
 from keras_influence.methods.preemption import between_steps
-from keras_influence.methods.resumption import FitDirectory, examples_fingerprint
+from keras_influence.methods.resumption import examples_fingerprint
 from keras_influence.methods.scoring import Steps
+from keras_influence.methods.shared_fit import SharedFit
 from keras_influence.methods.work import Job, Load, Work
+from keras_influence.workers import Workers
 
 # Of a block's mean eigenvalue (Grosse et al., 2023, section 5).
 _DAMPING_SHARE = 0.1
@@ -105,34 +107,30 @@ class FisherMethod(InverseMethod):
         Raises:
             ValueError: the directory holds another fit, or something else.
             storage.StoreInUseError: another process is fitting there.
-            NotImplementedError: the model's strategy has several workers.
         """
         if directory is None:
             return super().fit(dataset)
-        if distribution.has_several_workers(self.model):
-            raise NotImplementedError(
-                f"A fit of {type(self).__name__} in a directory is that of one process: several "
-                "workers, killed at different batches, would not go on together."
-            )
-        path = pathlib.Path(directory)
+        path, workers = pathlib.Path(directory), Workers(self.model)
         self._choose_sizes(dataset, path)
-        with storage.writing(path), between_steps("the fit") as check:
-            self._timed(dataset, lambda: self._fit_in(path, dataset, check))
+        with workers.writing(path), between_steps("the fit") as check:
+            self._timed(dataset, lambda: self._fit_in(path, dataset, check, workers))
         return self
 
     def _fit(self, dataset: Any) -> int:
         return self._fit_with(dataset, None)
 
-    def _fit_in(self, path: pathlib.Path, dataset: Any, check: Callable[[], None]) -> int:
+    def _fit_in(
+        self, path: pathlib.Path, dataset: Any, check: Callable[[], None], workers: Workers
+    ) -> int:
         frozen, num_train = self._frozen(dataset)
-        directory = FitDirectory(path, self._identity(frozen, num_train))
+        directory = SharedFit(path, self._identity(frozen, num_train), workers)
         if directory.finished:
-            manifest, arrays = storage.load_store(path)
+            manifest, arrays = directory.load(())
             self._set_state(arrays)
             directory.finish(manifest, arrays)
             return num_train
         directory.begin()
-        self.num_train = self._fit_with(dataset, Sums.durable(directory.sums, check))
+        self.num_train = self._fit_with(dataset, Sums.durable(directory.sums, check, workers))
         manifest, arrays = self._to_store()
         directory.finish(manifest, arrays)
         return num_train

@@ -1,5 +1,6 @@
 """Sums over batches of examples and draws of labels, that a killed process can go on with."""
 
+import functools
 import operator
 import pathlib
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data, distribution, storage
+from keras_influence.workers import Workers
 
 # Batches whose sums are added up on the devices before they come to the host.
 _BATCHES = 8
@@ -24,10 +26,11 @@ Function = Callable[..., Any]
 
 
 class _Durable(NamedTuple):
-    """A directory of its own for sums, and what is called between their parts."""
+    """A directory of the chief for sums, and what is called between their parts."""
 
     directory: pathlib.Path
     check: Callable[[], None]
+    workers: Workers
 
 
 class Sums:
@@ -61,10 +64,13 @@ class Sums:
         self._steps_per_execution = steps_per_execution
         self._num_examples = sum(batch.num_examples for batch in frozen)
         self._over_draws = 1 if added else draws
+        self._written = 0.0  # When, last.
 
     @classmethod
-    def durable(cls: type[Self], directory: pathlib.Path, check: Callable[[], None]) -> _Durable:
-        return _Durable(directory, check)
+    def durable(
+        cls: type[Self], directory: pathlib.Path, check: Callable[[], None], workers: Workers
+    ) -> _Durable:
+        return _Durable(directory, check, workers)
 
     def means(
         self,
@@ -87,7 +93,7 @@ class Sums:
             FloatingPointError: a sum is not finite.
         """
         total, done = self._read(name, like)
-        written = time.monotonic()
+        self._written = time.monotonic()
         for start in range(done, len(self._frozen), _BATCHES):
             part = self._frozen[start : start + _BATCHES]
             placed = distribution.place(map(with_ids, part), self._model, self._steps_per_execution)
@@ -112,15 +118,7 @@ class Sums:
             total = sums if total is None else _sum(total, sums)
             self._progress(len(part))
             done = start + len(part)
-            if self._durable is not None:
-                try:
-                    self._durable.check()
-                except SystemExit:
-                    self._write(name, total, done)
-                    raise
-                if done == len(self._frozen) or time.monotonic() - written > _SECONDS:
-                    self._write(name, total, done)
-                    written = time.monotonic()
+            self._keep(name, total, done)
         if first is None:
             return _divided(total, self._num_examples * self._over_draws)
         once, each = total
@@ -131,14 +129,44 @@ class Sums:
 
     def _read(self, name: str, like: Any) -> tuple[Any, int]:
         """What was summed, and of how many batches."""
-        stored = max(self._stored(name), default=None)
-        if stored is None:
+        if self._durable is None:
             return None, 0
-        done, path = stored
-        _, arrays = storage.load_store(path)
-        leaves = [arrays[f"sum_{number}"] for number in range(len(arrays))]
+        workers = self._durable.workers
+        stored: list[np.ndarray] = []
+
+        def read() -> tuple[int, int]:
+            done, path = max(self._stored(name), default=(0, None))
+            if path is not None:
+                _, arrays = storage.load_store(path)
+                stored.extend(arrays[f"sum_{number}"] for number in range(len(arrays)))
+            return done, len(stored)
+
+        done, count = workers.told(read)
+        if not done:
+            return None, 0
+        leaves = [
+            workers.given(functools.partial(stored.__getitem__, number)) for number in range(count)
+        ]
         self._progress(done)
         return tf.nest.pack_sequence_as(like, leaves), done
+
+    def _keep(self, name: str, total: Any, done: int) -> None:
+        """Writes what was summed where it is time to, and ends where that was asked for."""
+        if self._durable is None:
+            return
+
+        def when_due() -> None:
+            if done == len(self._frozen) or time.monotonic() - self._written > _SECONDS:
+                self._write(name, total, done)
+                self._written = time.monotonic()
+
+        self._durable.workers.told(when_due)
+        try:
+            self._durable.check()
+        except SystemExit:
+            if self._durable.workers.chief:
+                self._write(name, total, done)
+            raise
 
     def _write(self, name: str, total: Any, done: int) -> None:
         assert self._durable is not None

@@ -17,7 +17,7 @@ T = TypeVar("T")
 _RECORD = "fit.json"
 _STEPS = "steps"
 _BASIS = "basis"
-_SUMS = "sums"
+SUMS = "sums"
 
 
 class FitDirectory:
@@ -75,11 +75,6 @@ class FitDirectory:
             storage.write_json(self._record, storage.sealed(record))
 
     @property
-    def sums(self) -> pathlib.Path:
-        """Where such a fit keeps what it needs to go on."""
-        return self.path / _SUMS
-
-    @property
     def finished(self) -> bool:
         return (self.path / storage.MANIFEST).exists()
 
@@ -87,7 +82,7 @@ class FitDirectory:
         """Makes the directory a store, and drops what only the fit needed."""
         if not self.finished:
             storage.fill_store(self.path, manifest, arrays)
-        for place in (*self.path.glob(f"{_BASIS}*"), self.path / _STEPS, self.path / _SUMS):
+        for place in (*self.path.glob(f"{_BASIS}*"), self.path / _STEPS, self.path / SUMS):
             shutil.rmtree(place, ignore_errors=True)
 
     def journal(self, after: Callable[[], None]) -> "StepJournal":

@@ -10,7 +10,13 @@ import numpy as np
 
 from keras_influence import storage
 from keras_influence.linalg import Restart, Step
-from keras_influence.methods.resumption import FitDirectory, StepJournal, step_of, step_record
+from keras_influence.methods.resumption import (
+    SUMS,
+    FitDirectory,
+    StepJournal,
+    step_of,
+    step_record,
+)
 from keras_influence.workers import Workers
 
 
@@ -45,6 +51,15 @@ class SharedFit:
         """Of the chief, who alone asks for it."""
         assert self._directory is not None
         return self._directory
+
+    def begin(self) -> None:
+        """See `FitDirectory.begin`."""
+        self._workers.told(lambda: self._own.begin())
+
+    @property
+    def sums(self) -> pathlib.Path:
+        """Where the chief of such a fit keeps what it needs to go on."""
+        return self.place / SUMS
 
     @property
     def finished(self) -> bool:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import keras_influence as ki
 from keras_influence import indexing
-from keras_influence.methods import scoring
+from keras_influence.methods import means, scoring
 from tests import cases
 from tests.conformance.strategies_program import NUM_TRAIN, die_at
 
@@ -35,6 +35,10 @@ def results(strategy, directory, disk):
     train, queries, more = cases.images(NUM_TRAIN), cases.images(3, seed=5), cases.images(7, seed=6)
     kwargs = {"batch_size": 6, "direction_bytes": TWO_ROWS, "verbose": 0}
     found = {}
+    kronecker = ki.EKFAC(model, **kwargs).fit(train, directory / "factors")
+    found["kronecker: self-influence"] = kronecker.self_influence(train)
+    again = ki.EKFAC(model, **kwargs).fit(train, directory / "factors")
+    np.testing.assert_array_equal(again.self_influence(train), found["kronecker: self-influence"])
     dot = ki.GradientDot(model, **kwargs).fit(train)
     found["self-influence"] = dot.self_influence(train, directory / "self-influence")
     for name, place in (("memory", directory / "fit"), ("disk", disk)):
@@ -65,6 +69,7 @@ def main(output, files, disk, dies_at=None):
         dies_at: see `die_at`.
     """
     scoring._PART_BATCHES = 2
+    means._BATCHES, means._SECONDS = 1, 0.0
     indexing._PART_ROWS = 6
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     if dies_at is not None:
