@@ -6,8 +6,11 @@ import setuptools
 
 EXAMPLES = [
     "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
+    "keras-hub>=0.32",
     "matplotlib>=3.8",
+    "safetensors>=0.4",
     "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.20",
 ]
 
 FAISS = ["faiss-cpu>=1.8"]
@@ -22,6 +25,8 @@ TEST = [
     "pytest>=8.4",
     "pytest-xdist>=3.6",
     "ruff==0.17.*",
+    "safetensors>=0.4",
+    "tokenizers>=0.20",
 ]
 
 setuptools.setup(

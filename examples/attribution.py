@@ -1,6 +1,7 @@
 """The attribution methods of the examples, by name."""
 
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -25,6 +26,7 @@ class MethodSettings(NamedTuple):
         lissa_damping: Added to the eigenvalues of LiSSA's Hessian.
         lissa_scale: What LiSSA divides the Hessian by; as it measures where none is given.
         lissa_batch_size: Examples of the Hessian in each step of LiSSA.
+        shared: Further arguments that every method takes, such as `variables`.
     """
 
     batch_size: int
@@ -35,6 +37,7 @@ class MethodSettings(NamedTuple):
     lissa_damping: float = 0.01
     lissa_scale: float | None = None
     lissa_batch_size: int = 32
+    shared: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def build(
@@ -58,7 +61,7 @@ def build(
             f"A rank belongs to {' and '.join(WITH_RANK)}, and to no other method. "
             f"Received: method {name!r}, rank {rank}."
         )
-    options: dict[str, Any] = {"batch_size": settings.batch_size}
+    options: dict[str, Any] = {"batch_size": settings.batch_size, **settings.shared}
     if name in WITH_RANK:
         options["rank"] = rank
     match name:

@@ -27,7 +27,10 @@ MODEL = flags.DEFINE_enum("model", "large_cnn", list(models.MODELS), "Model to t
 EPOCHS = flags.DEFINE_integer("epochs", 20, "Passes over the training set.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples of a training step.", lower_bound=1)
 LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", 0.02, "Rate of SGD with a momentum of 0.9.", lower_bound=0
+    "learning_rate",
+    0.02,
+    "Rate of the optimizer: SGD with a momentum of 0.9 for images, Adam for text.",
+    lower_bound=0,
 )
 SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the replaced labels, the training run and the methods.", lower_bound=0

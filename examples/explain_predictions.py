@@ -21,22 +21,15 @@ import attribution
 import common_flags
 import image_data
 import keras_influence as ki
+import method_flags
 import runs
 import training
 from image_data import ImageData
 from keras_influence.methods import EncodingMethod
 from training import TrainedModel
 
-_METHOD = flags.DEFINE_enum("method", "arnoldi", attribution.METHODS, "Attribution method.")
-_K = flags.DEFINE_integer("k", 5, "Proponents, and opponents, of each image.", lower_bound=1)
 _TEST_IDS = flags.DEFINE_list(
     "test_ids", [], "Positions of the test images to explain, separated by commas."
-)
-_NUM_QUERIES = flags.DEFINE_integer(
-    "num_queries",
-    6,
-    "Without --test_ids: how many images to explain, the first misclassified ones as far as half.",
-    lower_bound=1,
 )
 _EXPLAIN = flags.DEFINE_enum(
     "explain",
@@ -45,18 +38,11 @@ _EXPLAIN = flags.DEFINE_enum(
     "The label whose loss is attributed: who argues for the prediction, or for the truth?",
 )
 flags.adopt_module_key_flags(common_flags)
+for _holder in (method_flags.METHOD, method_flags.K, method_flags.NUM_QUERIES):
+    flags.declare_key_flag(_holder.name)
 flags.register_validator(
     _TEST_IDS, lambda ids: all(each.isdecimal() for each in ids), "must be positions, from 0"
 )
-
-
-def choose_queries(
-    predicted: NDArray[np.int32], labels: NDArray[np.int32], number: int
-) -> NDArray[np.int64]:
-    """Chooses the first misclassified images, at most half of `number`, then the first others."""
-    wrong = np.flatnonzero(predicted != labels)[: (number + 1) // 2]
-    right = np.flatnonzero(predicted == labels)[: number - wrong.size]
-    return np.concatenate([wrong, right])
 
 
 def find_influences(
@@ -140,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Only flags are taken. Received: {argv[1:]}.")
     dataset, model_name = common_flags.DATASET.value, common_flags.MODEL.value
-    name, seed = _METHOD.value, common_flags.SEED.value
+    name, seed = method_flags.METHOD.value, common_flags.SEED.value
     rank = common_flags.counts(common_flags.RANK)[-1]
     num_checkpoints = common_flags.checkpoint_counts()[-1]
     data = image_data.load(dataset, common_flags.DATA_DIR.value, common_flags.NUM_TRAIN.value)
@@ -173,7 +159,8 @@ def main(argv: Sequence[str]) -> None:
     )
     predictions = training.predict_labels(trained.model, data.test_images)
     if not ids.size:
-        ids = choose_queries(predictions, data.test_labels, _NUM_QUERIES.value)
+        number = method_flags.NUM_QUERIES.value
+        ids = training.choose_queries(predictions, data.test_labels, number)
     predicted, true = predictions[ids], data.test_labels[ids]
     explained = predicted if _EXPLAIN.value == "predicted" else true
     logging.info("Attributing %d predictions by %s", ids.size, name)
@@ -185,7 +172,7 @@ def main(argv: Sequence[str]) -> None:
         common_flags.method_settings(),
         rank,
         num_checkpoints,
-        _K.value,
+        method_flags.K.value,
     )
 
     names = data.class_names

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 import attribution
 import common_flags
 import image_data
+import method_flags
 import mislabel_report
 import runs
 import training
@@ -32,11 +33,6 @@ from image_data import ImageData
 from mislabel_report import Suspicion
 from training import TrainedModel
 
-_METHODS = flags.DEFINE_list(
-    "methods",
-    ["arnoldi", "ekfac", "random_projection", "tracin", "gradient_dot"],
-    f"Methods to compare, separated by commas, out of {', '.join(attribution.METHODS)}.",
-)
 _LISSA_EXAMPLES = flags.DEFINE_integer(
     "lissa_examples",
     100,
@@ -51,11 +47,7 @@ _SHEET_BY = flags.DEFINE_string(
     "the first of --methods.",
 )
 flags.adopt_module_key_flags(common_flags)
-flags.register_validator(
-    _METHODS,
-    lambda names: bool(names) and set(names) <= set(attribution.METHODS),
-    f"must be out of {', '.join(attribution.METHODS)}",
-)
+flags.declare_key_flag(method_flags.METHODS.name)
 
 
 def score_methods(
@@ -162,7 +154,7 @@ def describe(trained: TrainedModel, is_mislabeled: NDArray[np.bool_]) -> dict[st
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Only flags are taken. Received: {argv[1:]}.")
-    names = list(dict.fromkeys(_METHODS.value))
+    names = list(dict.fromkeys(method_flags.METHODS.value))
     counts = common_flags.checkpoint_counts()
     sheet_by = _SHEET_BY.value or names[0]
     if sheet_by not in (*names, "loss"):

@@ -96,6 +96,15 @@ def predict_labels(model: keras.Model, images: NDArray[np.float32]) -> NDArray[n
     return logits.argmax(axis=1).astype(np.int32)
 
 
+def choose_queries(
+    predicted: NDArray[np.int32], labels: NDArray[np.int32], number: int
+) -> NDArray[np.int64]:
+    """Chooses the first misclassified images, at most half of `number`, then the first others."""
+    wrong = np.flatnonzero(predicted != labels)[: (number + 1) // 2]
+    right = np.flatnonzero(predicted == labels)[: number - wrong.size]
+    return np.concatenate([wrong, right])
+
+
 def evenly_spaced(checkpoints: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
     """Chooses `count` checkpoints at even distances, of which the last is the run's last."""
     if not 1 <= count <= len(checkpoints):

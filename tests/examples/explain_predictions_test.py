@@ -62,18 +62,6 @@ def test_every_kind_of_method(run, two_halves, method, strategy):
     assert picture.shape[1] > 600 and picture[..., :3].std() > 0.05
 
 
-@pytest.mark.parametrize(
-    ("number", "expected"),
-    # Wrong are 2, 3 and 5. At most half of the number, rounded up, come from these.
-    [(1, [2]), (2, [2, 0]), (4, [2, 3, 0, 1]), (6, [2, 3, 5, 0, 1, 4]), (99, [2, 3, 5, 0, 1, 4])],
-)
-def test_choice_of_queries(number, expected):
-    labels = np.array([0, 1, 0, 1, 0, 1])
-    predicted = np.array([0, 1, 1, 0, 0, 0])
-    chosen = explain_predictions.choose_queries(predicted, labels, number)
-    assert chosen.tolist() == expected
-
-
 def test_wrong_prediction_is_explained_by_its_own_label(run, two_halves, monkeypatch):
     predicted = two_halves.test_labels.copy()
     predicted[[5, 7]] = 1 - predicted[[5, 7]]

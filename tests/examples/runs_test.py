@@ -47,3 +47,29 @@ def test_rate_of_matrix_products(monkeypatch):
     ticks = iter(range(100))
     monkeypatch.setattr(runs.time, "perf_counter", lambda: next(ticks))
     assert runs.matmul_gflops(size=8, repeats=2) == pytest.approx(1024e-9)
+
+
+def test_a_run_goes_on_under_its_settings_only(tmp_path):
+    settings = {"rank": [10], "seed": 0}
+    path = runs.resumable_directory(tmp_path / "run", "program", "name", settings)
+    assert runs.resumable_directory(path, "program", "name", settings) == path
+    with pytest.raises(ValueError, match="holds a run with other settings: rank, size"):
+        runs.resumable_directory(path, "program", "name", {"rank": (20,), "seed": 0, "size": 1})
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="another --output_dir"):
+        runs.resumable_directory(tmp_path, "program", "name", settings)
+
+
+def test_computed_once(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"scores": [1.5, 2], "seconds": 3.0}
+
+    for _ in range(2):
+        found = runs.computed(tmp_path / "scores.npz", compute)
+        assert found["scores"].tolist() == [1.5, 2] and float(found["seconds"]) == 3
+    assert calls == [1]
+    assert list(tmp_path.iterdir()) == [tmp_path / "scores.npz"]
+    assert runs.digest({"a": [1]}) == runs.digest({"a": (1,)}) != runs.digest({"a": [2]})

@@ -59,6 +59,18 @@ def test_predicted_labels(trained, two_halves):
 
 
 @pytest.mark.parametrize(
+    ("number", "expected"),
+    # Wrong are 2, 3 and 5. At most half of the number, rounded up, come from these.
+    [(1, [2]), (2, [2, 0]), (4, [2, 3, 0, 1]), (6, [2, 3, 5, 0, 1, 4]), (99, [2, 3, 5, 0, 1, 4])],
+)
+def test_choice_of_queries(number, expected):
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    predicted = np.array([0, 1, 1, 0, 0, 0])
+    chosen = training.choose_queries(predicted, labels, number)
+    assert chosen.tolist() == expected
+
+
+@pytest.mark.parametrize(
     ("count", "epochs"),
     # Of ten: the last; every fifth; every 10/3, rounded; all.
     [(1, [10]), (2, [5, 10]), (3, [3, 7, 10]), (10, list(range(1, 11)))],

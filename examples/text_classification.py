@@ -1,0 +1,373 @@
+"""Finds wrong labels among sentence pairs, and shows which pairs made a BERT's predictions.
+
+Fine-tunes a BERT on QNLI (does this sentence answer that question?) with some of the labels turned
+to another class, scores the self-influence of every training pair by several methods, compares how
+early the turned ones come when pairs are checked by score, and prints the top proponents and
+opponents of some predictions.
+
+    python examples/text_classification.py --weights=DIRECTORY
+    python examples/text_classification.py --weights=DIRECTORY --data=qnli.tsv.gz
+
+--weights is a directory with config.json, model.safetensors and vocab.txt, such as that of a
+MiniLM; without it a small BERT is trained from nothing. --data is a file with the columns question,
+sentence and label, tabs between them; without it glue/qnli comes through tensorflow_datasets. The
+same --output_dir again goes on where a killed run was. Writes scores.npz, retrieval_curve.png and,
+last, results.json.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import keras_hub
+import numpy as np
+import tensorflow as tf
+import tokenizers
+from absl import app, flags, logging
+from numpy.typing import NDArray
+
+import attribution
+import bert
+import common_flags
+import epochs
+import keras_influence as ki
+import method_flags
+import mislabel_report
+import pair_report
+import runs
+import sentence_pairs
+import text_flags
+import throughput
+import training
+from keras_influence.checkpoints import Checkpoint
+from keras_influence.methods import InfluenceMethod
+from mislabel_report import Suspicion
+from sentence_pairs import Data, Tokens
+
+METHODS = ("arnoldi", "random_projection", "tracin", "gradient_dot")
+
+_WEIGHTS = flags.DEFINE_string("weights", None, "Directory of the BERT to fine-tune.")
+_LENGTHS = flags.DEFINE_list(
+    "lengths",
+    ["48", "80", "128"],
+    "Numbers of tokens to pad to, separated by commas: a pair goes to the next one above its own, "
+    "and is cut to the last.",
+)
+_NUM_LAST_LAYERS = flags.DEFINE_integer(
+    "num_last_layers",
+    0,
+    "Attribute through the variables of so many layers, the last ones, and of those above; 0 for "
+    "all variables.",
+    lower_bound=0,
+)
+flags.register_validator(_LENGTHS, common_flags.is_counts, "must be distinct positive integers")
+for _holder in (
+    common_flags.DATA_DIR,
+    common_flags.NUM_TRAIN,
+    common_flags.CORRUPTION,
+    common_flags.EPOCHS,
+    common_flags.BATCH_SIZE,
+    common_flags.LEARNING_RATE,
+    common_flags.SEED,
+    common_flags.OUTPUT_DIR,
+    common_flags.RANK,
+    common_flags.CHECKPOINTS,
+    common_flags.SCORE_BATCH_SIZE,
+    common_flags.NUM_ITERATIONS,
+    common_flags.NUM_HESSIAN_EXAMPLES,
+    method_flags.METHODS,
+    method_flags.K,
+    method_flags.NUM_QUERIES,
+    text_flags.DATA,
+    text_flags.NUM_PIECES,
+):
+    flags.declare_key_flag(_holder.name)
+# A run in a directory may be gone on with under other values of these.
+_FREE = {
+    holder.name
+    for holder in (
+        method_flags.METHODS,
+        method_flags.K,
+        method_flags.NUM_QUERIES,
+        common_flags.RANK,
+        common_flags.CHECKPOINTS,
+        common_flags.OUTPUT_DIR,
+    )
+}
+
+
+class Task(NamedTuple):
+    """A trained BERT and its training set, in the order in which it is scored.
+
+    Attributes:
+        model: The trained model.
+        checkpoints: Of its training.
+        tokens: Training pairs, as the model reads them.
+        buckets: Lengths that they are padded to.
+        order: Position in `tokens` of the i-th pair of `dataset`.
+        dataset: Batches of the training pairs, those of one bucket together.
+    """
+
+    model: keras.Model
+    checkpoints: Sequence[Checkpoint]
+    tokens: Tokens
+    buckets: Sequence[int]
+    order: NDArray[np.int64]
+    dataset: tf.data.Dataset
+
+    def in_place(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores of the pairs of `dataset`, put where the pairs are in `tokens`."""
+        placed = np.empty_like(scores)
+        placed[..., self.order] = scores
+        return placed
+
+
+class Scored(NamedTuple):
+    """A method's self-influences, and what they took."""
+
+    suspicion: Suspicion
+    throughput: throughput.Throughput
+
+
+def load_bert(
+    weights: str | None,
+    directory: pathlib.Path,
+    data: Data,
+    max_length: int,
+    num_pieces: int,
+) -> tuple[keras_hub.models.BertBackbone, tokenizers.BertWordPieceTokenizer]:
+    """The BERT to train, and the tokenizer that goes with it."""
+    if weights is not None:
+        backbone = bert.load_backbone(weights)
+        tokenizer = sentence_pairs.tokenizer(
+            pathlib.Path(weights, bert.VOCABULARY_FILE), bert.is_lowercase(weights)
+        )
+    else:
+        vocabulary = directory / bert.VOCABULARY_FILE
+        if not vocabulary.exists():
+            sentence_pairs.train_vocabulary(data.train, num_pieces, vocabulary)
+        tokenizer = sentence_pairs.tokenizer(vocabulary, lowercase=True)
+        backbone = bert.small_backbone(tokenizer.get_vocab_size(), max_length)
+    if max_length > backbone.max_sequence_length:
+        raise ValueError(
+            f"--lengths must be at most {backbone.max_sequence_length}, the positions of the BERT. "
+            f"Received: {max_length}."
+        )
+    return backbone, tokenizer
+
+
+def predict(
+    model: keras.Model, tokens: Tokens, buckets: Sequence[int], batch_size: int
+) -> NDArray[np.float32]:
+    """The logits of each pair, `[N, classes]`."""
+    chosen = sentence_pairs.in_order(tokens.lengths, buckets, batch_size)
+    parts = [model.predict_on_batch(x) for x, _ in sentence_pairs.batches(tokens, buckets, chosen)]
+    logits = np.empty((len(tokens.labels), parts[0].shape[1]), np.float32)
+    logits[np.concatenate(chosen)] = np.concatenate(parts)
+    return logits
+
+
+def score(
+    task: Task,
+    name: str,
+    settings: attribution.MethodSettings,
+    directory: pathlib.Path,
+    rank: int | None = None,
+    num_checkpoints: int | None = None,
+) -> Scored:
+    """The self-influence of every training pair by one method, computed once in `directory`."""
+    file = directory / f"{name}_{rank or num_checkpoints or 0}.npz"
+
+    def compute() -> dict[str, Any]:
+        method = build_method(task, name, settings, rank, num_checkpoints)
+        start = time.perf_counter()
+        fit(method, task, directory / file.stem)
+        fitted = time.perf_counter()
+        scores = task.in_place(method.self_influence(task.dataset))
+        end = time.perf_counter()
+        flops = throughput.flops_per_example(method, task.dataset, rank or 1)
+        flops *= num_checkpoints or 1
+        tokens = int(task.tokens.lengths.sum())
+        rates = throughput.measure(end - fitted, scores.size, tokens, flops)
+        return {"scores": scores, "seconds": (fitted - start, end - fitted), "rates": rates}
+
+    kept = runs.computed(file, compute)
+    suspicion = Suspicion(
+        name,
+        kept["scores"],
+        np.arange(kept["scores"].size),
+        *kept["seconds"].tolist(),
+        rank,
+        num_checkpoints,
+    )
+    return Scored(suspicion, throughput.Throughput(*kept["rates"].tolist()))
+
+
+def build_method(
+    task: Task,
+    name: str,
+    settings: attribution.MethodSettings,
+    rank: int | None,
+    num_checkpoints: int | None,
+) -> InfluenceMethod:
+    chosen = training.evenly_spaced(task.checkpoints, num_checkpoints) if num_checkpoints else []
+    return attribution.build(name, task.model, settings, rank, chosen)
+
+
+def fit(method: InfluenceMethod, task: Task, directory: pathlib.Path) -> None:
+    """Fits a method; an Arnoldi iteration step by step in `directory`, so that a kill costs one."""
+    if isinstance(method, ki.Arnoldi):
+        method.fit(task.dataset, directory=directory)
+    else:
+        method.fit(task.dataset)
+
+
+def explain(method: InfluenceMethod, task: Task, queries: Tokens, k: int) -> ki.Influences:
+    """The top proponents and opponents of each query among the training pairs."""
+    together = [np.arange(len(queries.labels))]
+    batch = sentence_pairs.batches(queries, task.buckets, together)
+    return ki.top_influences(task.in_place(method.scores(batch, task.dataset)), k)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Only flags are taken. Received: {argv[1:]}.")
+    names = list(dict.fromkeys(method_flags.METHODS.value))
+    if not set(names) <= set(METHODS):
+        raise app.UsageError(f"--methods must be out of {', '.join(METHODS)}. Received: {names}.")
+    num_epochs, seed = common_flags.EPOCHS.value, common_flags.SEED.value
+    counts = common_flags.checkpoint_counts()
+    if "tracin" in names and counts[-1] > num_epochs:
+        raise app.UsageError(
+            f"--checkpoints={counts[-1]} needs at least as many --epochs, each of which gives one. "
+            f"Received: --epochs={num_epochs}."
+        )
+    data = sentence_pairs.load(
+        text_flags.DATA.value,
+        common_flags.DATA_DIR.value,
+        common_flags.NUM_TRAIN.value,
+        common_flags.CORRUPTION.value,
+        seed,
+    )
+    wrong = data.is_mislabeled
+    if wrong.all() or not wrong.any():
+        raise app.UsageError(
+            f"--corruption={common_flags.CORRUPTION.value} turns {wrong.sum()} of {wrong.size} "
+            "labels; retrieval needs wrong and right ones."
+        )
+    program = sys.argv[0] if __name__ == "__main__" else __name__
+    texts = [[*pairs[:2], pairs.labels.tolist()] for pairs in (data.train, data.test)]
+    settings = common_flags.as_settings(program) | {"data_sha256": runs.digest(texts)}
+    fixed = {key: value for key, value in settings.items() if key not in _FREE}
+    directory = runs.resumable_directory(
+        common_flags.OUTPUT_DIR.value, "text_classification", f"{seed}", fixed
+    )
+    buckets = common_flags.counts(_LENGTHS)
+    keras.utils.set_random_seed(seed)
+    backbone, tokenizer = load_bert(
+        _WEIGHTS.value, directory, data, buckets[-1], text_flags.NUM_PIECES.value
+    )
+    model = bert.classifier(backbone, len(data.train.class_names), common_flags.LEARNING_RATE.value)
+    train, test = (
+        sentence_pairs.encode(pairs, tokenizer, buckets[-1]) for pairs in (data.train, data.test)
+    )
+
+    def epoch(number: int) -> tf.data.Dataset:
+        chosen = sentence_pairs.shuffled(
+            train.lengths, buckets, common_flags.BATCH_SIZE.value, (seed, number)
+        )
+        return sentence_pairs.batches(train, buckets, chosen)
+
+    logging.info("Training on %d pairs", wrong.size)
+    trained = epochs.train(model, epoch, directory / "checkpoints", num_epochs)
+    batch_size = common_flags.SCORE_BATCH_SIZE.value
+    logits, given = (predict(model, each, buckets, batch_size) for each in (test, train))
+    predicted = logits.argmax(axis=1).astype(np.int32)
+    accuracy = float((predicted == test.labels).mean())
+    title = f"QNLI: {wrong.sum()} of {wrong.size} labels turned"
+    train_accuracy = float((given.argmax(axis=1) == train.labels).mean())
+    print(
+        f"{title}\naccuracy: {train_accuracy:.3f} on the given training labels, {accuracy:.3f} on "
+        f"{test.labels.size} test pairs"
+    )
+
+    chosen = sentence_pairs.in_order(train.lengths, buckets, batch_size)
+    task = Task(
+        model,
+        trained.checkpoints,
+        train,
+        buckets,
+        np.concatenate(chosen),
+        sentence_pairs.batches(train, buckets, chosen),
+    )
+    method_settings = common_flags.method_settings()._replace(
+        shared={"variables": bert.last_layers(backbone, _NUM_LAST_LAYERS.value)}
+    )
+    ranks = common_flags.counts(common_flags.RANK)
+    variants = [
+        (name, rank, count)
+        for name in names
+        for rank in (ranks if name in attribution.WITH_RANK else [None])
+        for count in (counts if name == "tracin" else [None])
+    ]
+    (directory / "scores").mkdir(exist_ok=True)
+    scored = []
+    for name, rank, count in variants:
+        scored.append(score(task, name, method_settings, directory / "scores", rank, count))
+        print(f"{scored[-1].suspicion.label}: {scored[-1].throughput}")
+    losses = keras.losses.sparse_categorical_crossentropy(train.labels, given, from_logits=True)
+    baseline = Suspicion("loss", keras.ops.convert_to_numpy(losses), np.arange(wrong.size))
+    suspicions = [*(each.suspicion for each in scored), baseline]
+    rows = [mislabel_report.make_row(each, wrong) for each in suspicions]
+    print(mislabel_report.format_table([each.name for each in suspicions], rows))
+    for row, each in zip(rows, scored, strict=False):
+        row["throughput"] = each.throughput._asdict()
+
+    name, rank, count = variants[0]
+    method = build_method(task, name, method_settings, rank, count)
+    fit(method, task, directory / "scores" / f"{name}_{rank or count or 0}")
+    ids = training.choose_queries(predicted, test.labels, method_flags.NUM_QUERIES.value)
+    asked = test.take(ids)._replace(labels=predicted[ids])
+    queries = pair_report.describe(
+        explain(method, task, asked, method_flags.K.value), ids, predicted[ids], data
+    )
+    print("\n".join(pair_report.format_query(query) for query in queries))
+
+    curves, results = directory / "retrieval_curve.png", directory / "results.json"
+    mislabel_report.save_scores(
+        directory / "scores.npz", suspicions, train.labels, data.true_labels
+    )
+    mislabel_report.save_curves(curves, suspicions, wrong, title)
+    found = {
+        "versions": runs.versions(),
+        "matmul_gflops": runs.matmul_gflops(),
+        "num_parameters": model.count_params(),
+        "num_attributed": method.maps.parameters.size,
+        "num_train_examples": wrong.size,
+        "num_mislabeled": int(wrong.sum()),
+        "num_tokens": int(train.lengths.sum()),
+        "train_accuracy": train_accuracy,
+        "test_accuracy": accuracy,
+        "num_test_examples": test.labels.size,
+        "train_seconds": trained.seconds,
+        "epochs_resumed": trained.resumed,
+    }
+    content = {"settings": settings | found, "rows": rows, "explained_by": name, "queries": queries}
+    runs.write_json(results, content)
+    for path in (directory / "scores.npz", curves, results):
+        print(path)
+
+
+if __name__ == "__main__":
+    # What a BERT's fine-tuning needs, where the images' defaults are others.
+    flags.set_default(common_flags.EPOCHS, 3)
+    flags.set_default(common_flags.LEARNING_RATE, 1e-4)
+    flags.set_default(common_flags.RANK, ["10"])
+    flags.set_default(common_flags.CHECKPOINTS, ["1", "3"])
+    flags.set_default(common_flags.SCORE_BATCH_SIZE, 64)
+    flags.set_default(common_flags.NUM_HESSIAN_EXAMPLES, 500)
+    flags.set_default(method_flags.METHODS, list(METHODS))
+    app.run(main)
