@@ -554,6 +554,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "arnoldi-overhead": arnoldi_overhead,
     "iteration": iteration,
     "arnoldi-storage": arnoldi_storage,
+    "growth": growth,
     "projection": projection,
     "curvature": curvature,
     "index": index,

@@ -2,9 +2,15 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def but_slow(names, *slow):
+    """Parameters of a test, of which some take longer than a few seconds."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
 def images(num=24, size=6, classes=3, seed=0):

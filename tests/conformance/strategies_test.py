@@ -175,12 +175,9 @@ def _recorded_run(directory):
     return str(directory / "run")
 
 
-@pytest.mark.parametrize(
-    "names", [["arnoldi", "gradient_dot"], pytest.param(None, marks=pytest.mark.slow)]
-)
-def test_two_workers(reference, looped, tmp_path, names):
-    whole = names is None
-    run = _recorded_run(tmp_path) if whole else None
+@pytest.mark.slow
+def test_two_workers(reference, looped, tmp_path):
+    run = _recorded_run(tmp_path)
     cluster = _cluster()
     processes = []
     for index in range(2):
@@ -194,12 +191,10 @@ def test_two_workers(reference, looped, tmp_path, names):
                 kind="workers",
                 output=str(tmp_path / str(index) / "found.npz"),
                 run=run,
-                names=names,
-                whole=whole,
+                whole=True,
             )
         )
-    expected = reference | _trained_on_one_device() if whole else _only(reference, *names)
-    expected |= looped
+    expected = reference | _trained_on_one_device() | looped
     for process in processes:
         code, text = _finish(process)
         assert code == 0, text
@@ -210,7 +205,7 @@ def test_two_workers(reference, looped, tmp_path, names):
         np.testing.assert_array_equal(found[0][name], found[1][name], err_msg=name)
     # The first worker alone writes checkpoints, two of them.
     written = [list((tmp_path / str(i)).glob("runs/several/checkpoint-*")) for i in range(2)]
-    assert [len(paths) for paths in written] == ([2, 0] if whole else [0, 0])
+    assert [len(paths) for paths in written] == [2, 0]
 
     errors = [json.loads((tmp_path / str(index) / "found.json").read_text()) for index in range(2)]
     for each in errors:

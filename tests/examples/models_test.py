@@ -61,6 +61,7 @@ def test_the_decoder_of_the_transformer_sees_no_later_token():
     assert np.all(np.any(before[:, 2:] != after[:, 2:], axis=-1))
 
 
+@pytest.mark.slow
 def test_projections_of_the_transformer_are_those_of_forward_mode():
     rng = np.random.default_rng(0)
     source, target, next_target = rng.integers(0, 7, (3, 3, 4))

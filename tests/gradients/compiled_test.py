@@ -39,7 +39,7 @@ def _tokens():
 
 # A budget that holds all 7 examples, and one for which none of the factors' blocks divide them.
 @pytest.mark.parametrize("budget", [32 * 2**20, 5_000.0])
-@pytest.mark.parametrize("problem", [_images, _tokens])
+@pytest.mark.parametrize("problem", cases.but_slow([_images, _tokens], _tokens))
 def test_compiled_whole_the_maps_give_the_same_numbers(problem, budget):
     model, batch = problem()
     batch = tf.nest.map_structure(tf.constant, batch)

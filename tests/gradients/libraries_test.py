@@ -12,12 +12,11 @@ SHARES = {"T5": 0.05, "ViT": 0.004}
 # In any dtype, KerasHub's Llama normalises in float32.
 TOLERANCES = {"Llama": 1e-5}
 
-FAST = ("MobileNet",)
-FAST_HUB = ("BERT", "GPT-2")
+FAST_HUB = ("BERT",)
 # Hundreds of layers, and minutes each: benchmarks/coverage.py alone holds them to the same bar.
 LONG = ("InceptionResNet", "NASNet")
 HUB = [each.family for each in library_models.MODELS if each.library == "keras_hub"]
-REST = [each.family for each in library_models.MODELS if each.family not in (*FAST, *HUB, *LONG)]
+REST = [each.family for each in library_models.MODELS if each.family not in (*HUB, *LONG)]
 
 
 def check(family):
@@ -38,11 +37,6 @@ def test_keras_hub(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [each for each in HUB if each not in FAST_HUB])
 def test_the_rest_of_keras_hub(family):
-    check(family)
-
-
-@pytest.mark.parametrize("family", FAST)
-def test_keras_applications(family):
     check(family)
 
 

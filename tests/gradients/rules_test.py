@@ -399,7 +399,9 @@ def problem(build, dtype, num=4):
     return model, (x, random.integers(0, 3, num))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", cases.but_slow(CASES, "bidirectional", "rnn_of_a_cell", "gru_reset_before")
+)
 def test_layer(name):
     build, rules = CASES[name]
     model, batch = problem(build, "float64")
@@ -424,7 +426,7 @@ def test_layer(name):
 
 
 @pytest.mark.parametrize("order", ("gradient", "left", "right", "factors"))
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", cases.but_slow(ORDERS, "lstm"))
 def test_order_of_contraction(name, order):
     model, batch = problem(CASES[name][0], "float64")
     maps = LossMaps(model, contraction=Contraction(order=order, budget=1000.0))

@@ -47,7 +47,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", cases.but_slow(METHODS, "lissa"))
 def test_scores_are_those_of_the_dense_solve(problem, name):
     model, train, queries, l2, matrix, (of_queries, of_train) = problem
     make, tolerance = METHODS[name]
