@@ -73,7 +73,8 @@ def batches(dataset: Any, batch_size: int | None = None) -> Iterator[Batch]:
     Args:
         dataset: a batched `tf.data.Dataset` of (x, y) or (x, y, sample_weight); a
             `keras.utils.PyDataset`; or a tuple of arrays (x, y) or (x, y, sample_weight). x and y
-            may be dicts, lists or tuples of arrays.
+            may be dicts, lists or tuples of arrays. Ids beside the inputs, as `with_ids` puts them
+            there, are left out.
         batch_size: defaults to the size of the dataset's first batch, or 128 for arrays.
 
     Raises:
@@ -337,7 +338,7 @@ def _elements(dataset: Any, batch_size: int | None) -> Iterator[Any]:
 
 
 def _checked(element: Any) -> tuple[tuple[Any, ...], int]:
-    """An element as numpy arrays, without a `None` sample weight, and its number of rows."""
+    """An element as numpy arrays, without ids or a `None` weight, and its number of rows."""
     if not isinstance(element, (tuple, list)) or len(element) not in (2, 3):
         raise ValueError(
             "Each element must be (x, y) or (x, y, sample_weight): influence needs the labels. "
@@ -346,6 +347,8 @@ def _checked(element: Any) -> tuple[tuple[Any, ...], int]:
         )
     if element[-1] is None:
         element = element[:-1]
+    if isinstance(element[0], Identified):
+        element = (element[0].inputs, *element[1:])
     for leaf in tf.nest.flatten(element):
         if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
             raise ValueError(

@@ -43,6 +43,8 @@ FORMS = {
     "arrays_and_no_weight": lambda x, y: (x, y, None),
     "tensors": lambda x, y: (tf.constant(x), tf.constant(y)),
     "dataset": lambda x, y: tf.data.Dataset.from_tensor_slices((x, y)).batch(4),
+    "arrays_with_ids": lambda x, y: data.with_ids((x, y)),
+    "dataset_with_ids": lambda x, y: data.with_ids(FORMS["dataset"](x, y)),
     "unknown_cardinality": _unknown_cardinality,
     "py_dataset": _Sequence,
 }

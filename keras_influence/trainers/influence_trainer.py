@@ -123,6 +123,11 @@ class InfluenceTrainerMixin:
         self.train_function = None  # Traced with what was to be noted before.
         return self.influence_record
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        # What XLA compiles cannot call back: Keras then leaves it, also where it would choose it.
+        self.supports_jit = False
+        super().compile(*args, **kwargs)  # type: ignore[misc]
+
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(inputs, data.Identified):
             inputs = inputs.inputs
@@ -137,11 +142,6 @@ class InfluenceTrainerMixin:
             )
         if not hasattr(self, "influence_record"):
             self.record()
-        if getattr(self, "jit_compile", False):
-            raise ValueError(
-                "A train step that records cannot be compiled by XLA: compile the model with "
-                "`jit_compile=False`."
-            )
         examples = (x.inputs, y) if weights is None else (x.inputs, y, weights)
         values = self._values(examples)
         optimizer: Any = self.optimizer  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ class InfluenceTrainer(InfluenceTrainerMixin, keras.Model):
     """Trains a model that is there already, and takes note of what each step was made of.
 
     The model's weights are trained in place; the trainer is compiled and fitted in its stead. One
-    device, without XLA.
+    device; XLA is not used, whatever `jit_compile` says.
 
     Args:
         model: a built model.
