@@ -42,6 +42,8 @@ import training
 from keras_influence.checkpoints import Checkpoint
 from passages import Passages
 
+_HELD_OUT_SHARE = 0.05
+
 _QUERY = flags.DEFINE_multi_string(
     "query",
     [],
@@ -257,12 +259,18 @@ def main(argv: Sequence[str]) -> None:
         paragraphs, text_flags.NUM_PIECES.value, directory / "vocabulary.json"
     )
     whole = passages.cut(paragraphs, tokenizer, length)
-    train, test = passages.split(whole, common_flags.NUM_TRAIN.value, seed)
+    order = np.random.default_rng(seed).permutation(len(whole.sources))
+    held_out, kept = np.split(order, [max(round(_HELD_OUT_SHARE * order.size), 1)])
+    train, test = (
+        whole.take(np.sort(kept)[: common_flags.NUM_TRAIN.value or None]),
+        whole.take(held_out),
+    )
     if _QUERY.value:
         asked = passages.questions(_QUERY.value, tokenizer, length)
     else:
-        number = min(method_flags.NUM_QUERIES.value, len(test.sources))
-        asked = passages.halves(test.take(np.arange(number)))
+        asked = passages.halves(
+            test.take(np.arange(min(method_flags.NUM_QUERIES.value, held_out.size)))
+        )
 
     keras.utils.set_random_seed(seed)
     model = gpt.build(

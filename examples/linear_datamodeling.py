@@ -5,8 +5,9 @@
 
 Trains the problem's recipe on random halves of its training set, and asks each method to predict
 from one model, trained on the whole, how the halves' losses on each query are ordered. --bank names
-a directory of these retrainings, which are done once, and go on where they were left. The results
-are in results.json of the output directory.
+a directory of these retrainings, which are done once, and go on where they were left. Datamodels,
+which are made of retrainings, learn from the first half of the subsets and are held against the
+rest. The results are in results.json of the output directory.
 """
 
 import pathlib
@@ -32,6 +33,10 @@ _MEASUREMENT = flags.DEFINE_enum(
 _SUBSETS = flags.DEFINE_integer("subsets", 0, "Subsets to compare on; 0 for all.", lower_bound=0)
 
 
+# Subsets that a datamodel's cross-validation needs, and as many to hold it against.
+_DATAMODELS = 20
+
+
 class Trained(NamedTuple):
     """What a method is made from.
 
@@ -46,25 +51,44 @@ class Trained(NamedTuple):
     run: pathlib.Path | None
 
     @property
+    def own_damping(self) -> dict[str, Any]:
+        """Of approximations that know the curvature of each layer, and damp it by itself."""
+        return {"l2": self.l2, "verbose": 0}
+
+    @property
     def inverse(self) -> dict[str, Any]:
         """Arguments of every inverse: an optimum needs no damping, an early stop does."""
-        options = {"l2": self.l2, "verbose": 0}
-        return options | ({"damping": 0.0} if self.run is None else {"run": str(self.run)})
+        damping = {"damping": 0.0} if self.run is None else {"run": str(self.run)}
+        return self.own_damping | damping
 
 
 def _rank(trained: Trained, rank: int) -> int:
     return min(rank, trained.model.count_params())
 
 
+def _is_small(trained: Trained) -> bool:
+    return trained.model.count_params() <= 20_000
+
+
 # A method is a row here: its name, and how it is made. None where the problem has no such method.
 METHODS: dict[str, Callable[[Trained], Any]] = {
     "GradientDot": lambda t: ki.GradientDot(t.model, verbose=0),
+    "GradientDot, cosine": lambda t: ki.GradientDot(t.model, similarity="cosine", verbose=0),
+    "RandomProjection": lambda t: ki.RandomProjection(t.model, rank=_rank(t, 100), verbose=0),
     "TracIn": lambda t: t.run and ki.TracIn(t.model, str(t.run), verbose=0),
+    "DiagonalFisher": lambda t: ki.DiagonalFisher(t.model, **t.own_damping),
+    "KFAC": lambda t: ki.KFAC(t.model, **t.own_damping),
+    "EKFAC": lambda t: ki.EKFAC(t.model, **t.own_damping),
+    "Arnoldi, as published": lambda t: ki.Arnoldi(
+        t.model, rank=_rank(t, 100), complement=None, **t.inverse
+    ),
     "Arnoldi, rank 10": lambda t: ki.Arnoldi(t.model, rank=_rank(t, 10), **t.inverse),
     "Arnoldi, rank 100": lambda t: ki.Arnoldi(t.model, rank=_rank(t, 100), **t.inverse),
+    "LiSSA": lambda t: ki.LiSSA(t.model, 400, **t.inverse) if _is_small(t) else None,
     "ConjugateGradient": lambda t: ki.ConjugateGradient(t.model, **t.inverse),
-    "ExactInfluence": lambda t: (
-        ki.ExactInfluence(t.model, **t.inverse) if t.model.count_params() <= 20_000 else None
+    "ExactInfluence": lambda t: ki.ExactInfluence(t.model, **t.inverse) if _is_small(t) else None,
+    "ExactInfluence, leverage": lambda t: (
+        ki.ExactInfluence(t.model, leverage=True, **t.inverse) if _is_small(t) else None
     ),
 }
 
@@ -84,7 +108,26 @@ def evaluate(
     start = time.perf_counter()
     method.fit(problem.train)
     scores = method.scores(problem.queries, problem.train)
+    return _row(scores, masks, losses, time.perf_counter() - start)
+
+
+def evaluate_datamodels(masks: np.ndarray, losses: np.ndarray) -> dict[str, Any] | None:
+    """The same of datamodels: learned from the first half of the subsets, held against the rest.
+
+    None where they learned nothing of any query.
+    """
+    start = time.perf_counter()
+    half = len(masks) // 2
+    datamodels = ki.Datamodels().fit(masks[:half], losses[:half])
     seconds = time.perf_counter() - start
+    if not datamodels.weights.any():
+        return None
+    return _row(datamodels.scores(), masks[half:], losses[half:], seconds)
+
+
+def _row(
+    scores: np.ndarray, masks: np.ndarray, losses: np.ndarray, seconds: float
+) -> dict[str, Any]:
     found = ki.evaluation.linear_datamodeling_score(scores, masks, losses)
     return {
         "lds": found.mean,
@@ -93,6 +136,15 @@ def evaluate(
         "constant_outputs": found.constant_outputs,
         "seconds": seconds,
     }
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    """Prints a line of the table."""
+    intervals = [
+        "{:7.3f} to {:5.3f}".format(*row[f"{side}_interval"]) for side in ("query", "subset")
+    ]
+    print(f"{name:24} {row['lds']:6.3f}  {'  '.join(intervals)}  {row['seconds']:7.1f}")
+    sys.stdout.flush()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -111,19 +163,20 @@ def main(argv: Sequence[str]) -> None:
     )
     losses = bank.losses(_MEASUREMENT.value)
     trained = train(problem, output / "checkpoints")
-    print(f"{'method':20} {'LDS':>6}  {'over queries':>16}  {'over subsets':>16}  {'seconds':>7}")
+    print(f"{'method':24} {'LDS':>6}  {'over queries':>16}  {'over subsets':>16}  {'seconds':>7}")
     rows = {}
     for name, make_method in METHODS.items():
         method = make_method(trained)
         if method is None:
             continue
         logging.info("%s", name)
-        rows[name] = row = evaluate(method, problem, bank.masks, losses)
-        intervals = [
-            "{:7.3f} to {:5.3f}".format(*row[f"{side}_interval"]) for side in ("query", "subset")
-        ]
-        print(f"{name:20} {row['lds']:6.3f}  {'  '.join(intervals)}  {row['seconds']:7.1f}")
-        sys.stdout.flush()
+        rows[name] = evaluate(method, problem, bank.masks, losses)
+        show(name, rows[name])
+    learned = evaluate_datamodels(bank.masks, losses) if len(bank.masks) >= _DATAMODELS else None
+    if learned is not None:
+        name = f"Datamodels, {len(bank.masks) // 2} runs"
+        rows[name] = learned
+        show(name, learned)
     runs.write_json(
         output / "results.json",
         {

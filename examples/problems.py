@@ -15,6 +15,7 @@ from sklearn import datasets
 import image_data
 import keras_influence as ki
 import models
+from full_batch import FullBatch
 from keras_influence.trainers.recipe import Recipe, derived_seed, make
 
 _LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -164,6 +165,54 @@ def digits_model() -> keras.Model:
     return model
 
 
+def cnn_model(dtype: str = "float32") -> keras.Model:
+    """The small CNN on 8 x 8 pixels: 2,616 parameters."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        model = models.small_cnn((8, 8, 1), 10)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    model.compile("sgd", _LOSS)
+    return model
+
+
+class Continued:
+    """Makes the small CNN with the weights that a file keeps, to go on from there.
+
+    By steps of the whole set: 1 / (the sum of their effective rates) is the damping of influences
+    that predict where so many lead.
+
+    Args:
+        path: of weights, as `np.savez` writes them.
+        l2: of the objective.
+    """
+
+    rate, momentum, steps = 0.05, 0.9, 200
+
+    def __init__(self, path: str | pathlib.Path, l2: float):
+        self.path = str(path)
+        self.l2 = l2
+
+    def __repr__(self) -> str:
+        # Without the path: what the file holds is in a bank's record.
+        return f"Continued(l2={self.l2})"
+
+    @property
+    def damping(self) -> float:
+        return (1 - self.momentum) / (self.rate * self.steps)
+
+    def __call__(self) -> keras.Model:
+        model = cnn_model()
+        with np.load(self.path) as stored:
+            model.set_weights([stored[name] for name in stored.files])
+        # In the objective, and not an optimizer's decay: at the minimum the two gradients cancel.
+        for variable in model.trainable_variables:
+            variable.regularizer = keras.regularizers.L2(self.l2 / 2)
+        model.compile(keras.optimizers.SGD(self.rate, self.momentum), _LOSS)
+        return model
+
+
 def mnist_model() -> keras.Model:
     """Softmax regression on 784 pixels: 7,850 parameters."""
     model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
@@ -189,6 +238,34 @@ def digits(l2: float, num_subsets: int = 100, num_train: int = 600) -> Problem:
         ki.trainers.random_subsets(num_train, num_subsets),
         train_fn=SoftmaxRegression(l2),
         seeds="shared",  # The optimum is one, wherever the training begins.
+        l2=l2,
+    )
+
+
+def digits_cnn(l2: float, start: pathlib.Path, num_train: int = 500) -> Problem:
+    """The small CNN on fewer of the same digits, near a minimum: further steps from there.
+
+    Args:
+        l2: of the objective.
+        start: file of the weights at the minimum; where there is none, they are trained, and
+            written.
+        num_train: training examples. The queries are the same as of `digits`.
+    """
+    problem = digits(l2, 2, num_train)
+    train, queries = ((x.reshape(-1, 8, 8, 1), y) for x, y in (problem.train, problem.queries))
+    if not start.exists():
+        model = make(functools.partial(cnn_model, "float64"), derived_seed(0, 0, 0))
+        doubled = train[0].astype(np.float64), train[1]
+        FullBatch(l2)(model, ki.data.read(doubled))
+        start.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(start, *model.get_weights())
+    return Problem(
+        Continued(start, l2),
+        train,
+        queries,
+        problem.masks,
+        fit={"epochs": Continued.steps, "batch_size": num_train, "shuffle": False},
+        seeds="shared",  # Nothing is drawn.
         l2=l2,
     )
 

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 
+import keras_influence as ki
 import linear_datamodeling
 import problems
 
@@ -28,3 +29,21 @@ def test_the_exact_inverse_predicts_what_gradients_alone_do_not(tmp_path):
     assert low <= found["ExactInfluence"]["lds"] <= high
     assert json.dumps(found)
     assert np.isfinite(found["GradientDot"]["seconds"])
+
+
+def test_datamodels_are_held_against_subsets_that_they_have_not_seen():
+    # Outputs that are minus a sum over the subset of halving weights.
+    random = np.random.default_rng(0)
+    masks = random.random((80, 8)) < 0.5
+    losses = -(masks @ 2.0 ** -np.arange(8))[:, np.newaxis] + 0.01 * random.standard_normal((80, 3))
+    found = linear_datamodeling.evaluate_datamodels(masks, losses)
+    assert found["lds"] > 0.95
+    assert linear_datamodeling.evaluate_datamodels(masks, np.ones((80, 3))) is None
+
+
+def test_every_method_has_a_row():
+    named = " ".join(linear_datamodeling.METHODS)
+    for name in ki.__all__:
+        made = getattr(ki, name)
+        if isinstance(made, type) and issubclass(made, ki.methods.InfluenceMethod):
+            assert name in named
