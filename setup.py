@@ -8,7 +8,9 @@ EXAMPLES = [
     "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
     "keras-hub>=0.32",
     "matplotlib>=3.8",
+    "sacrebleu>=2.4",
     "safetensors>=0.4",
+    "sentencepiece>=0.2",
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.20",
 ]
@@ -25,7 +27,9 @@ TEST = [
     "pytest>=8.4",
     "pytest-xdist>=3.6",
     "ruff==0.17.*",
+    "sacrebleu>=2.4",
     "safetensors>=0.4",
+    "sentencepiece>=0.2",
     "tokenizers>=0.20",
 ]
 

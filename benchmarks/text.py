@@ -20,14 +20,18 @@ EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "text_classification.
 SETTINGS: dict[str, int | float | str] = {
     "corruption": 0.1,
     "epochs": 3,
-    "batch_size": 32,
+    "batch_size": 16,
     "learning_rate": 1e-4,
-    "lengths": "48,80,128",
+    "lengths": "56,96",
+    "num_last_layers": 2,
     "rank": "10",
     "checkpoints": "1,3",
     "num_iterations": 20,
     "num_hessian_examples": 256,
-    "score_batch_size": 32,
+    "score_batch_size": 16,
+    "methods": "arnoldi,gradient_dot,random_projection,tracin",
+    "num_queries": 4,
+    "k": 3,
 }
 
 _DATA = flags.DEFINE_string("data", None, "QNLI's pairs.", required=True)

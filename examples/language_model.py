@@ -42,8 +42,6 @@ import training
 from keras_influence.checkpoints import Checkpoint
 from passages import Passages
 
-_HELD_OUT_SHARE = 0.05
-
 _QUERY = flags.DEFINE_multi_string(
     "query",
     [],
@@ -259,18 +257,12 @@ def main(argv: Sequence[str]) -> None:
         paragraphs, text_flags.NUM_PIECES.value, directory / "vocabulary.json"
     )
     whole = passages.cut(paragraphs, tokenizer, length)
-    order = np.random.default_rng(seed).permutation(len(whole.sources))
-    held_out, kept = np.split(order, [max(round(_HELD_OUT_SHARE * order.size), 1)])
-    train, test = (
-        whole.take(np.sort(kept)[: common_flags.NUM_TRAIN.value or None]),
-        whole.take(held_out),
-    )
+    train, test = passages.split(whole, common_flags.NUM_TRAIN.value, seed)
     if _QUERY.value:
         asked = passages.questions(_QUERY.value, tokenizer, length)
     else:
-        asked = passages.halves(
-            test.take(np.arange(min(method_flags.NUM_QUERIES.value, held_out.size)))
-        )
+        number = min(method_flags.NUM_QUERIES.value, len(test.sources))
+        asked = passages.halves(test.take(np.arange(number)))
 
     keras.utils.set_random_seed(seed)
     model = gpt.build(

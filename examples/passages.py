@@ -18,6 +18,7 @@ SEPARATOR = " => "
 _TITLE = re.compile(r"= ([^=].*) =")
 _HEADING = re.compile(r"= .* =")
 _FEWEST = 16
+_HELD_OUT_SHARE = 0.05
 
 
 class Paragraph(NamedTuple):
@@ -119,6 +120,20 @@ def _stretches(ids: Sequence[int], length: int) -> Iterator[Sequence[int]]:
         stretch = ids[start : start + length]
         if len(stretch) >= min(_FEWEST, length):
             yield stretch
+
+
+def split(passages: Passages, num_train: int, seed: int) -> tuple[Passages, Passages]:
+    """Holds out a twentieth: (the first `num_train` of the others, or 0 for all; those held out).
+
+    Raises:
+        ValueError: There are fewer than two passages.
+    """
+    count = len(passages.sources)
+    if count < 2:
+        raise ValueError(f"One passage is held out, so that two are needed. Received: {count}.")
+    order = np.random.default_rng(seed).permutation(count)
+    held_out, kept = np.split(order, [max(round(_HELD_OUT_SHARE * count), 1)])
+    return passages.take(np.sort(kept)[: num_train or None]), passages.take(held_out)
 
 
 def questions(texts: Sequence[str], tokenizer: tokenizers.Tokenizer, length: int) -> Passages:

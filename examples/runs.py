@@ -100,6 +100,11 @@ def computed(
         return dict(kept)
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def versions() -> dict[str, str]:
     """Versions of what the numbers come from."""
     return {

@@ -159,6 +159,19 @@ def load_bert(
     return backbone, tokenizer
 
 
+def make_task(
+    model: keras.Model,
+    checkpoints: Sequence[Checkpoint],
+    tokens: Tokens,
+    buckets: Sequence[int],
+    batch_size: int,
+) -> Task:
+    """The training pairs, laid out for the methods."""
+    chosen = sentence_pairs.in_order(tokens.lengths, buckets, batch_size)
+    dataset = sentence_pairs.batches(tokens, buckets, chosen)
+    return Task(model, checkpoints, tokens, buckets, np.concatenate(chosen), dataset)
+
+
 def predict(
     model: keras.Model, tokens: Tokens, buckets: Sequence[int], batch_size: int
 ) -> NDArray[np.float32]:
@@ -178,7 +191,10 @@ def score(
     rank: int | None = None,
     num_checkpoints: int | None = None,
 ) -> Scored:
-    """The self-influence of every training pair by one method, computed once in `directory`."""
+    """The self-influence of every training pair by one method, computed once in `directory`.
+
+    The seconds of an Arnoldi fit that was killed are those since it went on.
+    """
     file = directory / f"{name}_{rank or num_checkpoints or 0}.npz"
 
     def compute() -> dict[str, Any]:
@@ -223,6 +239,21 @@ def fit(method: InfluenceMethod, task: Task, directory: pathlib.Path) -> None:
         method.fit(task.dataset, directory=directory)
     else:
         method.fit(task.dataset)
+
+
+def score_all(
+    task: Task,
+    variants: Sequence[tuple[str, int | None, int | None]],
+    settings: attribution.MethodSettings,
+    directory: pathlib.Path,
+) -> list[Scored]:
+    """Scores by every method, rank and number of checkpoints, and prints what each took."""
+    directory.mkdir(exist_ok=True)
+    scored = []
+    for name, rank, count in variants:
+        scored.append(score(task, name, settings, directory, rank, count))
+        print(f"{scored[-1].suspicion.label}: {scored[-1].throughput}")
+    return scored
 
 
 def explain(method: InfluenceMethod, task: Task, queries: Tokens, k: int) -> ki.Influences:
@@ -294,15 +325,7 @@ def main(argv: Sequence[str]) -> None:
         f"{test.labels.size} test pairs"
     )
 
-    chosen = sentence_pairs.in_order(train.lengths, buckets, batch_size)
-    task = Task(
-        model,
-        trained.checkpoints,
-        train,
-        buckets,
-        np.concatenate(chosen),
-        sentence_pairs.batches(train, buckets, chosen),
-    )
+    task = make_task(model, trained.checkpoints, train, buckets, batch_size)
     method_settings = common_flags.method_settings()._replace(
         shared={"variables": bert.last_layers(backbone, _NUM_LAST_LAYERS.value)}
     )
@@ -313,11 +336,7 @@ def main(argv: Sequence[str]) -> None:
         for rank in (ranks if name in attribution.WITH_RANK else [None])
         for count in (counts if name == "tracin" else [None])
     ]
-    (directory / "scores").mkdir(exist_ok=True)
-    scored = []
-    for name, rank, count in variants:
-        scored.append(score(task, name, method_settings, directory / "scores", rank, count))
-        print(f"{scored[-1].suspicion.label}: {scored[-1].throughput}")
+    scored = score_all(task, variants, method_settings, directory / "scores")
     losses = keras.losses.sparse_categorical_crossentropy(train.labels, given, from_logits=True)
     baseline = Suspicion("loss", keras.ops.convert_to_numpy(losses), np.arange(wrong.size))
     suspicions = [*(each.suspicion for each in scored), baseline]

@@ -62,6 +62,18 @@ def test_paragraphs_are_cut_to_one_length(tokenizer):
         passages.cut(paragraphs[1:], tokenizer, 24)
 
 
+def test_split(tokenizer):
+    whole = passages.cut([Paragraph("a" * 24, str(i)) for i in range(40)], tokenizer, 24)
+    train, test = passages.split(whole, 0, seed=1)
+    # A twentieth of 40 passages.
+    assert len(test.sources) == 2
+    assert sorted(train.sources + test.sources, key=int) == whole.sources
+    assert train.sources == sorted(train.sources, key=int)
+    assert passages.split(whole, 5, seed=1)[0].sources == train.sources[:5]
+    with pytest.raises(ValueError, match=r"two are needed\. Received: 1"):
+        passages.split(whole.take(np.array([0])), 0, seed=1)
+
+
 def test_questions(tokenizer):
     asked = passages.questions(["ab => cd"], tokenizer, 8)
     ids = [tokenizer.token_to_id(each) for each in ("a", "b", "Ġ", "c", "d")]

@@ -1,0 +1,153 @@
+"""The tables of benchmarks/translation.py: wrong references found, pairs chosen, and the cost."""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+_METHODS = {
+    "arnoldi": "`Arnoldi`",
+    "random_projection": "`RandomProjection`",
+    "tracin": "`TracIn`",
+    "loss": "sum of the tokens' losses (baseline)",
+    "loss_per_token": "mean of the tokens' losses (baseline)",
+    "random": "chance (baseline)",
+    "length_ratio": "ratio of lengths (baseline)",
+    "none": "no filter (baseline)",
+}
+_SCOPES = {"all": "all layers", "last": "last decoder layer"}
+
+
+def read_results(name: str) -> list[dict[str, Any]]:
+    """Of each seed that was run of one of `benchmarks.translation.RUNS`."""
+    files = sorted(RESULTS.glob(f"translation-{name}-*.json"))
+    if not files:
+        raise FileNotFoundError(f"There is no result translation-{name}-*.json in {RESULTS}.")
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean, and the range where they differ."""
+    mean, low, high = (
+        f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values))
+    )
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def score_name(score: str) -> str:
+    """A score as a reader should see it: arnoldi-all-20, say, or tracin."""
+    method, *rest = score.split("-")
+    details = [f"rank {part}" if part.isdecimal() else _SCOPES[part] for part in rest]
+    return ", ".join([_METHODS[method], *details])
+
+
+def setting(results: Sequence[dict[str, Any]]) -> str:
+    """What was run: the line above a table."""
+    first = results[0]
+    settings = first["settings"]
+    seeds = ", ".join(str(result["settings"]["seed"]) for result in results)
+    sizes = settings["num_parameters"]
+    return (
+        f"{settings['size']} ({sizes['all']:,} parameters; {sizes['last']:,} of them, "
+        f"{sizes['last'] / sizes['all']:.0%}, in the last decoder layer), {first['num_pairs']:,} "
+        f"training pairs, {first['num_noisy']:,} references wrong, "
+        f"{settings['updates']:,} updates of {settings['train_batch']} pairs; BLEU "
+        f"{_spread([result['bleu']['bleu'] for result in results])}; "
+        f"seed{'s' * (len(results) > 1)} {seeds}; "
+        f"{_spread([result['settings']['matmul_gflops'] for result in results], 0)} GFLOP/s in "
+        "matrix products"
+    )
+
+
+def retrieval(name: str = "permuted") -> str:
+    """AUC and AP of each score for wrong references, over the seeds that were run."""
+    results = read_results(name)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        for row in result["retrieval"]:
+            rows.setdefault(row["score"], []).append(row)
+    scored = next(iter(results[0]["costs"].values()))["num_scored"]
+    lines = [
+        f"{setting(results)}; {scored:,} pairs scored:",
+        "",
+        "| score | AUC, % | AP, % |",
+        "| --- | --- | --- |",
+    ]
+    for score, found in rows.items():
+        cells = []
+        for key in ("auc", "average_precision"):
+            cell = _spread([100 * row[key] for row in found])
+            if len(found) == 1:
+                low, high = (100 * end for end in found[0][f"{key}_interval"])
+                cell += f" ({low:.1f} to {high:.1f})"
+            cells.append(cell)
+        lines.append(f"| {score_name(score)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def costs(name: str) -> str:
+    """What each pass over the pairs took, median over the seeds."""
+    results = read_results(name)
+    lines = [
+        "| pass | fit, s | pairs an hour | tokens/s | GFLOP a pair | most resident, MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for task in results[0]["costs"]:
+        cost = {
+            key: statistics.median(result["costs"][task][key] for result in results)
+            for key in results[0]["costs"][task]
+        }
+        lines.append(
+            f"| {score_name(task)} | {cost['fit_seconds']:.0f} | {cost['pairs_per_hour']:,.0f} "
+            f"| {cost['tokens_per_second']:,.0f} | {cost['flops_per_pair'] / 1e9:.2f} "
+            f"| {cost['peak_bytes'] / 1e6:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def selection(name: str = "mixed") -> str:
+    """BLEU after training on the best pairs by each score, over the seeds that were run."""
+    results = read_results(name)
+    found: dict[str, dict[float, list[float]]] = {}
+    for result in results:
+        for row in result["selection"]:
+            shares = found.setdefault(row["method"], {})
+            shares.setdefault(row["share"], []).append(row["bleu"])
+    kept = sorted({share for shares in found.values() for share in shares})
+    head = " | ".join(f"{100 * share:g}% kept" for share in kept)
+    lines = [
+        f"{setting(results)}; {results[0]['settings']['select_updates']:,} updates on what is "
+        f"kept, BLEU on {results[0]['num_held_out']:,} held-out pairs:",
+        "",
+        f"| chosen by | {head} |",
+        "| --- |" + " --- |" * len(kept),
+    ]
+    for method, shares in found.items():
+        cells = [_spread(shares[share]) if share in shares else "" for share in kept]
+        lines.append(f"| {score_name(method)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rate(name: str = "all") -> str:
+    """What scoring every pair of the file took."""
+    (result,) = read_results(name)
+    (cost,) = result["costs"].values()
+    forward = result["forward_mode"]
+    return (
+        f"{setting([result])}: {cost['num_scored']:,} pairs scored at rank {forward['rank']} in "
+        f"{cost['score_seconds']:,.0f} s, {cost['pairs_per_hour']:,.0f} an hour, after "
+        f"{cost['fit_seconds']:,.0f} s for the basis. On {forward['num_pairs']} of them "
+        f"{forward['ratio']:.1f} times as fast as forward mode through the whole network "
+        f"({forward['pairs_per_second']:.1f} and {forward['forward_mode_pairs_per_second']:.1f} "
+        "pairs a second)."
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "permuted": lambda: f"{retrieval()}\n\n{costs('permuted')}",
+    "mixed": selection,
+    "all": rate,
+}
