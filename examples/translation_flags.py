@@ -19,7 +19,7 @@ STAGES = ("prepare", "train", "score", "select", "evaluate")
 #
 #   permuted: 5.8 M parameters; at the 24 tokens to which pairs are padded on the average 0.28
 #   GFLOP forward, 0.85 in an update, 0.96 to score at rank 20. Measured a pair: .014 s in an
-#   update, .006 for a loss, .040 to project on all layers and .011 on one, .019 for norms, .037
+#   update, .006 for a loss, .035 to project on all layers and .011 on one, .019 for norms, .037
 #   and .016 for a Hessian product. 3,000 updates of 64: 2,700 s. 40 products of 512 pairs, twice:
 #   1,080 s. 16,000 pairs by two projections each, norms at two checkpoints, and a loss: 2,330 s.
 #
@@ -97,7 +97,7 @@ NUM_CHECKPOINTS = flags.DEFINE_integer(
 TRAIN_BATCH = flags.DEFINE_integer("train_batch", 64, "Pairs of an update.", lower_bound=1)
 PEAK_RATE = flags.DEFINE_float("peak_rate", 1e-3, "Highest rate of Adam.", lower_bound=0)
 SCORE_BATCH = flags.DEFINE_integer(
-    "score_batch", 32, "Pairs that a method computes together.", lower_bound=1
+    "score_batch", 16, "Pairs that a method computes together.", lower_bound=1
 )
 SCORED = flags.DEFINE_enum(
     "scored", "train", ["train", "all"], "Pairs to score: those of training, or all of the file."
