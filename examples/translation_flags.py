@@ -23,9 +23,10 @@ STAGES = ("prepare", "train", "score", "select", "evaluate")
 #   and .016 for a Hessian product. 3,000 updates of 64: 2,700 s. 40 products of 512 pairs, twice:
 #   1,080 s. 16,000 pairs by two projections each, norms at two checkpoints, and a loss: 2,330 s.
 #
-#   mixed: 1.4 M parameters, about .005 s in an update and .010 to project. 3,000 updates: 960 s;
-#   40 products of 512: 200 s; 50,000 pairs scored: 600 s; 21 models of 1,000 updates: 6,700 s;
-#   22 times 2,000 translations: 600 s.
+#   mixed: 2.0 M parameters. Measured a pair: .007 s in an update, .015 to project, about .015 for
+#   a Hessian product and .003 for a loss; .015 for a translation. 3,000 updates: 1,310 s; 40
+#   products of 512 pairs: 310 s; 50,000 pairs scored: 900 s; 21 models of 700 updates: 6,400 s; 22
+#   times 2,000 translations: 680 s.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "permuted": {
         "stage": ["prepare", "train", "score", "evaluate"],
@@ -145,7 +146,7 @@ _KEPT = flags.DEFINE_list(
     "kept", ["0.01", "0.05", "0.1", "0.25", "0.5"], "Shares of the pairs to keep."
 )
 SELECT_UPDATES = flags.DEFINE_integer(
-    "select_updates", 1_000, "Steps of Adam on each choice.", lower_bound=1
+    "select_updates", 700, "Steps of Adam on each choice.", lower_bound=1
 )
 
 
