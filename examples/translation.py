@@ -134,10 +134,15 @@ def make_translator(directory: pathlib.Path, updates: int, num_checkpoints: int)
     )
 
 
-def make_trained_one(directory: pathlib.Path) -> Translator:
-    return make_translator(
+def load_translator(directory: pathlib.Path) -> Translator:
+    """With the weights that `train` ended with."""
+    if not (directory / "run" / "training.json").exists():
+        raise app.UsageError(f"There is no finished run in {directory}. Run --stage=train first.")
+    translator = make_translator(
         directory, translation_flags.UPDATES.value, translation_flags.NUM_CHECKPOINTS.value
     )
+    translator.load(directory / "run")
+    return translator
 
 
 def batches(corpus: Corpus, ids: NDArray[np.int64], size: int) -> Batches:
@@ -146,8 +151,20 @@ def batches(corpus: Corpus, ids: NDArray[np.int64], size: int) -> Batches:
 
 def train(directory: pathlib.Path, corpus: Corpus) -> None:
     """Trains on all training pairs, the wrong ones among them."""
+    translator = make_translator(
+        directory, translation_flags.UPDATES.value, translation_flags.NUM_CHECKPOINTS.value
+    )
     chosen = batches(corpus, corpus.splits["train"], translation_flags.TRAIN_BATCH.value)
-    make_trained_one(directory).train(chosen, directory / "run")
+    translator.train(chosen, directory / "run")
+
+
+def draw_scored(corpus: Corpus, scored: str, number: int, seed: int) -> NDArray[np.int64]:
+    """The pairs to score: those of training, or all; or `number` of them, where it is not 0."""
+    parts = ["train"] if scored == "train" else list(corpus.splits)
+    ids = np.concatenate([corpus.splits[part] for part in parts])
+    if 0 < number < len(ids):
+        ids = np.sort(np.random.default_rng(seed).choice(ids, number, replace=False))
+    return ids
 
 
 def score(directory: pathlib.Path, corpus: Corpus) -> None:
@@ -162,13 +179,8 @@ def score(directory: pathlib.Path, corpus: Corpus) -> None:
         num_checkpoints=chosen["tracin_checkpoints"],
         seed=common_flags.SEED.value,
     )
-    translator = make_trained_one(directory)
-    translator.load(directory / "run")
-    parts = ["train"] if chosen["scored"] == "train" else list(corpus.splits)
-    ids = np.concatenate([corpus.splits[part] for part in parts])
-    random = np.random.default_rng(settings.seed)
-    if 0 < chosen["num_scored"] < len(ids):
-        ids = np.sort(random.choice(ids, chosen["num_scored"], replace=False))
+    translator = load_translator(directory)
+    ids = draw_scored(corpus, chosen["scored"], chosen["num_scored"], settings.seed)
     scores = directory / "scores"
     for task in translation_scoring.tasks(
         translation_flags.score_by(),
@@ -179,11 +191,14 @@ def score(directory: pathlib.Path, corpus: Corpus) -> None:
         scores,
     ):
         translation_scoring.run(task, batches(corpus, ids, settings.batch_size), scores)
-    wanted = min(translation_flags.FORWARD_MODE_PAIRS.value, len(ids))
+    wanted = translation_flags.FORWARD_MODE_PAIRS.value
     if wanted and not (directory / "forward_mode.json").exists():
-        sample = batches(corpus, random.choice(ids, wanted, replace=False), settings.batch_size)
+        sample = draw_scored(corpus, chosen["scored"], wanted, settings.seed)
         found = translation_scoring.forward_mode_ratio(
-            translator.model, sample, settings.ranks[-1], settings.seed
+            translator.model,
+            batches(corpus, sample, settings.batch_size),
+            settings.ranks[-1],
+            settings.seed,
         )
         runs.write_json(directory / "forward_mode.json", found)
     print(translation_report.format_costs(scores))
@@ -212,7 +227,7 @@ def select(directory: pathlib.Path, corpus: Corpus) -> None:
 
 def evaluate(directory: pathlib.Path, corpus: Corpus) -> None:
     """Measures retrieval of wrong references and BLEU, prints both, and writes results.json."""
-    translator = make_trained_one(directory)
+    translator = load_translator(directory)
     vocabulary = translation_data.load_vocabulary(directory / "vocabulary.model")
     references = runs.read_json(directory / "held_out.json")["references"]
     trained = [directory / "run", *sorted((directory / "selected").glob("*"))]

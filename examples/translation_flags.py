@@ -202,7 +202,7 @@ def settings() -> dict[str, dict[str, Any]]:
     file = text_flags.DATA.value
     source = pathlib.PurePath(file).name if file else "wmt17_translate/de-en"
     adam = {"train_batch": TRAIN_BATCH.value, "peak_rate": PEAK_RATE.value}
-    model = {"size": size(), "buckets": buckets()}
+    model = {"seed": common_flags.SEED.value, "size": size(), "buckets": buckets()}
     return {
         "prepare": {
             "data": source,

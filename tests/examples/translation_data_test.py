@@ -1,5 +1,7 @@
 import collections
 import gzip
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -33,6 +35,24 @@ def test_lines_that_are_no_pair_are_named(tmp_path, line):
     (tmp_path / "pairs.tsv").write_text(f"ja\tyes\n{line}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"pairs\.tsv:2 must have a German and an English"):
         translation_data.read_tsv(str(tmp_path / "pairs.tsv"))
+
+
+def test_pairs_of_wmt(monkeypatch):
+    rows = [{"de": "über".encode(), "en": b"over"}]
+    asked = {}
+
+    def load(name, **options):
+        asked.update(options, name=name)
+        return rows
+
+    fake = types.SimpleNamespace(load=load, as_numpy=lambda dataset: dataset)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+    assert translation_data.read_wmt("somewhere", 7) == [("über", "over")]
+    assert asked == {
+        "name": "wmt17_translate/de-en",
+        "split": "train[:7]",
+        "data_dir": "somewhere",
+    }
 
 
 def test_training_and_held_out_pairs_share_no_sentence():

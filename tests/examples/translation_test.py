@@ -5,6 +5,8 @@ import pytest
 from absl import app, flags
 
 import translation
+import translation_flags
+from translation_data import Corpus
 
 # What a sentence is about, its translation is about too.
 TOPICS = [
@@ -27,6 +29,7 @@ SETTINGS = {
     "ranks": "2,4",
     "hessian_pairs": 64,
     "num_scored": 0,
+    "scored": "all",
     "score_by": "arnoldi-all,random_projection-last,tracin,loss",
     "noise_share": 0.1,
     "select_by": "arnoldi-all-4",
@@ -34,7 +37,7 @@ SETTINGS = {
     "kept": "0.5",
     "forward_mode_pairs": 16,
 }
-ALL = ",".join(translation.translation_flags.STAGES)
+ALL = ",".join(translation_flags.STAGES)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +88,7 @@ def test_every_stage(run, capsys):
 
     assert set(results["costs"]) == {"arnoldi-all", "random_projection-last", "tracin", "loss"}
     for cost in results["costs"].values():
-        assert cost["num_scored"] == 160 and cost["flops_per_pair"] > 0
+        assert cost["num_scored"] == 200 and cost["flops_per_pair"] > 0
         assert cost["pairs_per_hour"] > 0 and cost["peak_bytes"] > 1e6
     chosen = {(row["method"], row["share"]): row for row in results["selection"]}
     assert set(chosen) == {("none", 1.0), ("arnoldi-all-4", 0.5)}
@@ -126,6 +129,44 @@ def test_other_settings_are_refused(run, done, changes, message):
 def test_a_stage_needs_those_before_it(run):
     with pytest.raises(app.UsageError, match="Run --stage=prepare first"):
         run("train")
+    directory = run("prepare")
+    # Checkpoints of a run that is not finished are not what the others are about.
+    (directory / "run" / "checkpoint-00000120").mkdir(parents=True)
+    for stage in ("score", "evaluate"):
+        with pytest.raises(app.UsageError, match="Run --stage=train first"):
+            run(stage)
+
+
+def test_the_sizes_of_both_tables(run_program, monkeypatch):
+    found = {}
+    monkeypatch.setattr(translation, "load", lambda directory: None)
+    monkeypatch.setattr(translation, "prepare", lambda directory: None)
+    monkeypatch.setattr(translation, "claim", lambda *_: None)
+    for stage in translation_flags.STAGES[1:]:
+        monkeypatch.setattr(translation, stage, lambda *_: None)
+    for noise in ("permuted", "mixed"):
+
+        def note(directory, name=noise):
+            found[name] = translation_flags.stages(), translation_flags.settings()
+
+        monkeypatch.setattr(translation, "load", note)
+        run_program(translation, noise=noise)
+    stages, settings = found["permuted"]
+    assert "select" not in stages and settings["prepare"]["noise_share"] == 0.06
+    assert settings["train"]["size"] == "small" and settings["prepare"]["num_pairs"] == 50_000
+    assert settings["score"]["num_scored"] == 16_000 and settings["score"]["num_iterations"] == 40
+    stages, settings = found["mixed"]
+    assert stages == list(translation_flags.STAGES) and settings["prepare"]["noise_share"] == 0.3
+    assert settings["select"]["size"] == "mini" and settings["score"]["num_scored"] == 0
+
+
+def test_the_pairs_to_score():
+    splits = {"held_out": np.arange(3), "train": np.arange(3, 10), "rest": np.arange(10, 12)}
+    corpus = Corpus(np.zeros((12, 1)), np.zeros((12, 1)), np.zeros(12, bool), splits)
+    assert translation.draw_scored(corpus, "train", 0, seed=0).tolist() == list(range(3, 10))
+    assert translation.draw_scored(corpus, "all", 12, seed=0).tolist() == list(range(12))
+    some = translation.draw_scored(corpus, "train", 4, seed=0)
+    assert len(set(some.tolist())) == 4 and set(some.tolist()) < set(range(3, 10))
 
 
 @pytest.mark.parametrize(
