@@ -1,42 +1,29 @@
-"""Datasets as `model.fit` takes them, as batches of one static shape with an id for every example.
+"""Datasets as `model.fit` takes them, as batches of static shapes with an id for every example.
 
 An example's id is its position in the dataset. Batches are cut anew to one size, so that nothing
 depends on how the dataset was batched; the last one is filled up with copies of its first example,
-of weight 0.
+of weight 0. Sequences of several lengths, in buckets, make such batches for each length.
 """
 
+import collections
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_influence.batching import Batch as Batch
+from keras_influence.batching import Part, concatenate, cut, row_shapes, take
+from keras_influence.batching import padded as padded
+
 DEFAULT_BATCH_SIZE = 128
 # Python's buffers know no other ones of TensorFlow's.
 _SHARED = (tf.float32, tf.float64, tf.int32, tf.int64, tf.uint8)
 
 _T = TypeVar("_T")
-
-
-class Batch(NamedTuple):
-    """Some examples, all batches of a dataset padded to the same size B.
-
-    Attributes:
-        examples: (x, y) or (x, y, sample_weight), nests of arrays [B, ...].
-        weights: float32 [B], 1 for an example and 0 for padding, which comes last.
-        ids: int64 [n], positions in the dataset of the n <= B examples.
-    """
-
-    examples: tuple[Any, ...]
-    weights: np.ndarray
-    ids: np.ndarray
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.ids)
 
 
 class Identified(NamedTuple):
@@ -67,52 +54,38 @@ class Examples(NamedTuple):
         return tf.nest.map_structure(lambda array: array[rows], self.arrays)
 
 
-def batches(dataset: Any, batch_size: int | None = None) -> Iterator[Batch]:
-    """The examples of `dataset` in order, in batches of one size.
+def batches(dataset: Any, batch_size: int | None = None, ordered: bool = True) -> Iterator[Batch]:
+    """The examples of `dataset` in order, in batches of one size for each shape.
+
+    Sequences come in few lengths if they are to be compiled for few: as batches are made by
+    `tf.data.Dataset.bucket_by_sequence_length` with `pad_to_bucket_boundary=True`.
+    A batch holds one length, and is filled up to a size that its length has had before.
 
     Args:
         dataset: a batched `tf.data.Dataset` of (x, y) or (x, y, sample_weight); a
             `keras.utils.PyDataset`; or a tuple of arrays (x, y) or (x, y, sample_weight). x and y
             may be dicts, lists or tuples of arrays. Ids beside the inputs, as `with_ids` puts them
             there, are left out.
-        batch_size: defaults to the size of the dataset's first batch, or 128 for arrays.
+        batch_size: defaults to the size of the dataset's first batch of each shape, or 128 for
+            arrays.
+        ordered: whether the examples stay in order, or batches are as full as can be; see
+            `in_order`.
 
     Raises:
         ValueError: an empty or unbatched dataset, a missing label, rows that do not match.
         TypeError: something that is no dataset, such as a generator (which can be read only once).
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size}.")
-    pending: list[tuple[Any, ...]] = []
-    num_pending = 0
-    position = 0
-    for element in _elements(dataset, batch_size):
-        examples, rows = _checked(element)
-        if rows == 0:
-            continue
-        if batch_size is None:
-            batch_size = rows
-        if pending and _row_shapes(pending[0]) != _row_shapes(examples):
-            # Another shape (a longer bucket of sequences, say) begins a batch of its own.
-            yield _padded(pending, num_pending, batch_size, position)
-            position += num_pending
-            pending, num_pending = [], 0
-        pending.append(examples)
-        num_pending += rows
-        while num_pending >= batch_size:
-            whole, rest = _split(pending, batch_size)
-            yield _padded([whole], batch_size, batch_size, position)
-            position += batch_size
-            num_pending -= batch_size
-            pending = [rest] if num_pending else []
-    if num_pending:
-        assert batch_size is not None
-        # What is smaller than one batch needs no second shape, and so no padding.
-        size = batch_size if position else num_pending
-        yield _padded(pending, num_pending, size, position)
-        position += num_pending
-    if position == 0:
-        raise ValueError("The dataset is empty: it yields no example.")
+    return cut(_parts(dataset, batch_size), ordered)
+
+
+def in_order(rows: Sequence[np.ndarray], ids: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of a dataset's batches, as one array in the order of the dataset.
+
+    Args:
+        rows: of each batch, [n, ...].
+        ids: of its examples, [n].
+    """
+    return np.concatenate(rows)[np.argsort(np.concatenate(ids))]
 
 
 def prefetched(items: Iterable[_T]) -> Generator[_T, None, None]:
@@ -238,7 +211,7 @@ def freeze(
         The batches, and the number of examples of the whole dataset.
     """
     if num_examples is None:
-        frozen = list(batches(dataset, batch_size))
+        frozen = list(batches(dataset, batch_size, ordered=False))
         return frozen, sum(batch.num_examples for batch in frozen)
     total = count(dataset)
     if not 1 <= num_examples <= total:
@@ -249,33 +222,14 @@ def freeze(
     chosen = np.random.default_rng(seed).permutation(total)[:num_examples]
     kept = np.zeros(total, bool)
     kept[chosen] = True
-    subset: list[Batch] = []
-    pending: list[tuple[Any, ...]] = []
-    ids: list[np.ndarray] = []
 
-    def flush() -> None:
-        if pending:
-            rows = np.concatenate(ids)
-            batch = _padded(pending, len(rows), size, 0)
-            subset.append(batch._replace(ids=rows))
-        pending.clear()
-        ids.clear()
+    def subset() -> Iterator[Part]:
+        for part in _parts(dataset, batch_size):
+            rows = np.flatnonzero(kept[part.ids])
+            if len(rows):
+                yield Part(take(part.examples, rows), part.ids[rows], part.size)
 
-    size = 0
-    for batch in batches(dataset, batch_size):
-        size = len(batch.weights)
-        rows = np.flatnonzero(kept[batch.ids])
-        # A batch may be split, so that all are of one size.
-        while len(rows):
-            space = size - sum(map(len, ids))
-            if pending and (space == 0 or _row_shapes(pending[0]) != _row_shapes(batch.examples)):
-                flush()
-                continue
-            now, rows = rows[:space], rows[space:]
-            pending.append(_take(batch.examples, now))
-            ids.append(batch.ids[now])
-    flush()
-    return subset, total
+    return list(cut(subset(), ordered=False)), total
 
 
 def read(dataset: Any) -> Examples:
@@ -284,14 +238,24 @@ def read(dataset: Any) -> Examples:
     Raises:
         ValueError: as `batches`; also when the examples are not all of one shape.
     """
-    frozen = list(batches(dataset))
-    shapes = {str(_row_shapes(batch.examples)) for batch in frozen}
-    if len(shapes) > 1:
+    found = read_shapes(dataset)
+    if len(found) > 1:
+        shapes = [row_shapes(examples.arrays) for examples in found]
         raise ValueError(
             f"The examples must all have one shape to be drawn at random. Received: {shapes}."
         )
-    parts = [_take(batch.examples, np.arange(batch.num_examples)) for batch in frozen]
-    return Examples(_concatenate(parts), np.concatenate([batch.ids for batch in frozen]))
+    return found[0]
+
+
+def read_shapes(dataset: Any) -> list[Examples]:
+    """The same, by the examples' shapes."""
+    parts: dict[Any, list[Part]] = collections.defaultdict(list)
+    for part in _parts(dataset, None):
+        parts[row_shapes(part.examples)].append(part)
+    return [
+        Examples(concatenate([p.examples for p in alike]), np.concatenate([p.ids for p in alike]))
+        for alike in parts.values()
+    ]
 
 
 def check_order(dataset: Any) -> None:
@@ -316,6 +280,23 @@ def _is_float(array: Any) -> bool:
     return np.issubdtype(np.asarray(array).dtype, np.floating)
 
 
+def _parts(dataset: Any, batch_size: int | None) -> Iterator[Part]:
+    """What a dataset yields, with ids; see `batches`."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size}.")
+    sizes: dict[Any, int] = {}
+    position = 0
+    for element in _elements(dataset, batch_size):
+        examples, rows = _checked(element)
+        if rows == 0:
+            continue
+        size = batch_size or sizes.setdefault(row_shapes(examples), rows)
+        yield Part(examples, np.arange(position, position + rows, dtype=np.int64), size)
+        position += rows
+    if position == 0:
+        raise ValueError("The dataset is empty: it yields no example.")
+
+
 def _elements(dataset: Any, batch_size: int | None) -> Iterator[Any]:
     if isinstance(dataset, tf.data.Dataset):
         yield from dataset
@@ -328,7 +309,7 @@ def _elements(dataset: Any, batch_size: int | None) -> Iterator[Any]:
         examples, rows = _checked(dataset)
         size = batch_size or min(DEFAULT_BATCH_SIZE, max(rows, 1))
         for start in range(0, rows, size):
-            yield _take(examples, slice(start, start + size))
+            yield take(examples, slice(start, start + size))
     else:
         raise TypeError(
             "Expected a batched tf.data.Dataset, a keras.utils.PyDataset, or a tuple of arrays "
@@ -375,35 +356,3 @@ def _array(leaf: Any) -> np.ndarray:
     if isinstance(leaf, tf.Tensor) and leaf.dtype in _SHARED:
         return np.asarray(memoryview(leaf))
     return np.asarray(leaf)
-
-
-def _row_shapes(examples: Any) -> list[tuple[int, ...]]:
-    return [leaf.shape[1:] for leaf in tf.nest.flatten(examples)]
-
-
-def _take(examples: tuple[Any, ...], rows: Any) -> tuple[Any, ...]:
-    return tf.nest.map_structure(lambda array: array[rows], examples)
-
-
-def _concatenate(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    if len(parts) == 1:
-        return parts[0]
-    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def _split(parts: list[tuple[Any, ...]], size: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    whole = _concatenate(parts)
-    return _take(whole, slice(size)), _take(whole, slice(size, None))
-
-
-def _padded(parts: list[tuple[Any, ...]], rows: int, size: int, position: int) -> Batch:
-    examples = _concatenate(parts)
-    if rows < size:
-        # A copy of an example is as harmless to the model as the example was; zeros may not be.
-        filler = np.zeros(size - rows, int)
-        examples = tf.nest.map_structure(
-            lambda array: np.concatenate([array, array[filler]]), examples
-        )
-    weights = np.zeros(size, np.float32)
-    weights[:rows] = 1
-    return Batch(examples, weights, np.arange(position, position + rows, dtype=np.int64))

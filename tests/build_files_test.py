@@ -20,6 +20,7 @@ FLOORS = (
     "_backend",
     "linalg",
     "gradients",
+    "batching",
     "data",
     "steps",
     "distribution",

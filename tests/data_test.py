@@ -94,6 +94,82 @@ def test_buckets_of_another_length_make_batches_of_their_own():
     np.testing.assert_array_equal(np.concatenate([b.ids for b in batches]), np.arange(6))
 
 
+def _lengths(*elements):
+    """A dataset of elements (rows, length), each row of which is its position."""
+    starts = np.cumsum([0, *(rows for rows, _ in elements)])
+
+    def generate():
+        for (rows, length), start in zip(elements, starts, strict=False):
+            ids = np.arange(start, start + rows)
+            yield np.repeat(ids[:, np.newaxis], length, axis=1), ids
+
+    signature = (tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None], tf.int64))
+    return tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+
+def _cut(batches):
+    """(size, length, ids) of each batch; rows hold what their ids say, and padding comes last."""
+    found = []
+    for batch in batches:
+        x, y = batch.examples
+        real = len(batch.ids)
+        np.testing.assert_array_equal(y[:real], batch.ids)
+        np.testing.assert_array_equal(x[:real, -1], batch.ids)
+        np.testing.assert_array_equal(batch.weights, np.arange(len(y)) < real)
+        found.append((*x.shape, batch.ids.tolist()))
+    return found
+
+
+def test_each_length_has_the_size_of_its_own_batches():
+    # Buckets of 4 short rows and 2 long ones, as they fill; what is left of them at the end.
+    dataset = _lengths((4, 3), (2, 6), (4, 3), (2, 6), (1, 3), (1, 6))
+    assert _cut(data.batches(dataset)) == [
+        (4, 3, [0, 1, 2, 3]),
+        (2, 6, [4, 5]),
+        (4, 3, [6, 7, 8, 9]),
+        (2, 6, [10, 11]),
+        (4, 3, [12]),
+        (2, 6, [13]),
+    ]
+
+
+def test_few_sizes_whatever_the_order_of_lengths():
+    # Batches of 8 are wanted of runs of 1, 2, ... rows of either length.
+    elements = [(1 + i // 2 % 7, 3 + i % 2) for i in range(56)]
+    found = _cut(data.batches(_lengths(*elements), 8))
+    ids = np.concatenate([ids for *_, ids in found])
+    np.testing.assert_array_equal(ids, np.arange(sum(n for n, _ in elements)))
+    assert {(size, length) for size, length, _ in found} == {
+        (size, length) for size in (1, 2, 4, 8) for length in (3, 4)
+    }
+    assert all(size < 2 * max(len(ids), 1) for size, _, ids in found)
+
+
+def test_a_few_of_a_length_are_padded_to_a_power_of_two():
+    assert _cut(data.batches(_lengths((3, 3), (8, 5), (5, 5), (5, 6)), 8)) == [
+        (4, 3, [0, 1, 2]),
+        (8, 5, list(range(3, 11))),
+        (8, 5, list(range(11, 16))),
+        (8, 6, list(range(16, 21))),
+    ]
+
+
+def test_out_of_order_batches_are_full():
+    elements = [(1, 3), (2, 5), (3, 3), (1, 5), (1, 3)]
+    batches = list(data.batches(_lengths(*elements), 4, ordered=False))
+    assert _cut(batches) == [(4, 3, [0, 3, 4, 5]), (4, 3, [7]), (3, 5, [1, 2, 6])]
+    rows = [batch.examples[1][: batch.num_examples] for batch in batches]
+    ids = [batch.ids for batch in batches]
+    np.testing.assert_array_equal(data.in_order(rows, ids), np.arange(8))
+    frozen, total = data.freeze(_lengths(*elements), 4)
+    assert total == 8 and _cut(frozen) == _cut(batches)
+    subset, total = data.freeze(_lengths(*elements), 4, num_examples=5, seed=1)
+    kept = np.sort(np.random.default_rng(1).permutation(8)[:5])
+    found = np.concatenate([ids for *_, ids in _cut(subset)])
+    assert total == 8
+    np.testing.assert_array_equal(np.sort(found), kept)
+
+
 def test_freeze_keeps_a_seeded_subset_in_full_batches():
     x, y = _rows(23)
     batches, total = data.freeze((x, y), batch_size=4, num_examples=10, seed=5)

@@ -13,9 +13,29 @@ from tests import cases
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
+def _reader():
+    model = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32"),
+            keras.layers.Embedding(5, 2, mask_zero=True),
+            keras.layers.Dense(5, name="decoder_0"),
+        ]
+    )
+    model.compile("sgd", cases.SPARSE)
+    return model
+
+
+def _sentences():
+    tokens = [np.arange(length) % 4 + 1 for length in (2, 5, 3, 6, 1, 4)]
+    signature = (tf.TensorSpec([None], tf.int32),) * 2
+    return tf.data.Dataset.from_generator(
+        lambda: ((t, t) for t in tokens), output_signature=signature
+    )
+
+
 def test_the_lines_of_use(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    block, mirrored, asked, retrained, recorded, converged, durable = re.findall(
+    block, texts, mirrored, asked, retrained, recorded, converged, durable = re.findall(
         r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
     )
     # 83 parameters have no 100 eigenvectors.
@@ -38,6 +58,10 @@ def test_the_lines_of_use(tmp_path, monkeypatch):
     loaded = ki.load("runs/mnist/scorer", names["model"])
     assert (
         (loaded((images[:5], labels[:5])).opponents.ids == names["top"].opponents.ids).numpy().all()
+    )
+    exec(
+        texts.replace("[17, 33, 65], [64, 32, 16, 1]", "[4, 7], [3, 2, 1]").replace("=20", "=2"),
+        {"ki": ki, "tf": tf, "model": _reader(), "sentences": _sentences()},
     )
     grouped = {"some": (images[:4], labels[:4]), "test_labels": labels[:3], "train_labels": labels}
     names |= grouped

@@ -64,6 +64,9 @@ def factor_sums(
 ) -> list[Any]:
     """For each block, the sums of a a' [G, m, m] and d d' [G, n, n], and their positions [].
 
+    Of several positions of an example, those count to which a gradient came back: padding of
+    sequences is none, and what entered there, whatever it was, is left out.
+
     Of rows, the first is a diagonal [m]: how often each is named. Of diagonals there is nothing.
 
     Args:
@@ -86,7 +89,7 @@ def factor_sums(
             right_side = tf.matmul(values, values, transpose_a=True)
             if left:
                 ids = factor.tensors[0]
-                named = tf.broadcast_to(tf.cast(weights, dtype)[:, tf.newaxis], tf.shape(ids))
+                named = tf.cast(weights, dtype)[:, tf.newaxis] * _active(factor.tensors[1], [2])
                 left_side = tf.math.unsorted_segment_sum(
                     tf.reshape(named, [-1]), tf.reshape(ids, [-1]), rows
                 )
@@ -98,18 +101,19 @@ def factor_sums(
             ) -> Any:
                 lefts, rights = _sides(block, factor.with_tensors(tensors))
                 groups, rows, columns = block.sizes
+                active = _active(rights, [1, 3])  # [B, T]
                 # Positions of all examples in one product.
                 rights = tf.reshape(tf.transpose(rights, [1, 0, 2, 3]), [groups, -1, columns])
                 right_side = tf.matmul(rights, rights, transpose_a=True)
                 if not left:
                     return right_side
-                count = tf.shape(lefts)[3]
-                lefts *= tf.reshape(tf.cast(weights, lefts.dtype), [-1, 1, 1, 1])
+                active *= tf.cast(weights, lefts.dtype)[:, tf.newaxis]
+                lefts *= active[:, tf.newaxis, tf.newaxis]
                 lefts = tf.reshape(tf.transpose(lefts, [1, 0, 3, 2]), [groups, -1, rows])
                 return (
                     right_side,
                     tf.matmul(lefts, lefts, transpose_a=True),
-                    tf.cast(count, lefts.dtype) * tf.reduce_sum(tf.cast(weights, lefts.dtype)),
+                    tf.reduce_sum(active),
                 )
 
             summed = summed_over_examples(
@@ -121,6 +125,12 @@ def factor_sums(
                 right_side = summed
         sums.append((left_side, right_side, positions))
     return sums
+
+
+def _active(gradients: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+    """1 for each position of which there is a gradient, or that is its example's only one."""
+    found = tf.cast(tf.reduce_any(gradients != 0, axis=axes), gradients.dtype)
+    return tf.ones_like(found) if found.shape[1] == 1 else found
 
 
 def square_sums(

@@ -62,7 +62,7 @@ class LossMaps:
     Args:
         model: a built Keras model.
         loss: as in `model.compile`; defaults to the compiled loss.
-        variables: the variables to differentiate by, or a predicate; see `select_variables`.
+        variables: layers or variables to differentiate by, or a predicate; see `select_variables`.
         sequence_reduction: `"mean"` or `"sum"` of the tokens' losses; see `PerExampleLoss`.
         contraction: how per-example gradients are multiplied: memory, order, precision.
 

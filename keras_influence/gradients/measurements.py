@@ -27,7 +27,8 @@ def measurement_loss(measurement: Measurement, loss: PerExampleLoss) -> Any:
 
     With z the logits and y the label of a classifier's example: `"logit"` is z_y; `"probability"`
     p_y; `"margin"` log(p_y / (1 - p_y)), the log-odds of Park et al. (2023, section 3.1). For a
-    loss that takes probabilities instead of logits, z_y is log p_y.
+    loss that takes probabilities instead of logits, z_y is log p_y. Of a sequence it is the mean
+    over the tokens that count for the loss.
 
     Args:
         measurement: a name, or a function (labels, outputs) -> [batch] or [batch, tokens].
@@ -47,9 +48,22 @@ def measurement_loss(measurement: Measurement, loss: PerExampleLoss) -> Any:
             f"crossentropy. The loss is {loss._user_loss!r}: pass a function (labels, outputs) -> "
             "[batch] instead."
         )
-    from_logits = bool(getattr(user_loss, "_fn_kwargs", {}).get("from_logits", False))
+    options = getattr(user_loss, "_fn_kwargs", {})
+    from_logits, ignored = bool(options.get("from_logits", False)), options.get("ignore_class")
 
     def measured(y_true: Any, y_pred: Any) -> Any:
+        if ignored is None:
+            return of_labels(y_true, y_pred)
+        labels = tf.cast(y_true, tf.int32)
+        if labels.shape.rank == y_pred.shape.rank:
+            labels = tf.squeeze(labels, -1)
+        valid = labels != ignored
+        found = of_labels(tf.where(valid, labels, 0), y_pred)
+        # As the loss itself says which positions do not count.
+        found._keras_mask = valid
+        return found
+
+    def of_labels(y_true: Any, y_pred: Any) -> Any:
         logit, others = log_odds(y_true, y_pred, from_logits)
         if measurement == "logit":
             return logit

@@ -1,13 +1,18 @@
 """The chosen variables of a model, seen as one flat vector."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-Variables = Sequence[keras.Variable] | Callable[[keras.Variable], bool] | None
+Variables: TypeAlias = (
+    Sequence[keras.Variable | keras.layers.Layer]
+    | keras.layers.Layer
+    | Callable[[keras.Variable], bool]
+    | None
+)
 
 
 def select_variables(model: keras.Model, variables: Variables = None) -> list[keras.Variable]:
@@ -15,7 +20,8 @@ def select_variables(model: keras.Model, variables: Variables = None) -> list[ke
 
     Args:
         model: a built model.
-        variables: Keras variables of `model`; or a predicate `variable -> bool` that picks among
+        variables: Keras variables of `model`, or layers of it, which stand for their trainable
+            variables; or a predicate `variable -> bool` that picks among
             `model.trainable_variables`; or `None` for all of those.
 
     Raises:
@@ -29,15 +35,18 @@ def select_variables(model: keras.Model, variables: Variables = None) -> list[ke
         )
     if variables is None:
         chosen = list(model.trainable_variables)
-    elif callable(variables):
+    elif callable(variables) and not isinstance(variables, keras.layers.Layer):
         chosen = [v for v in model.trainable_variables if variables(v)]
     else:
-        wanted = list(variables)
+        wanted: list[Any] = []
+        for each in [variables] if isinstance(variables, keras.layers.Layer) else variables:
+            is_layer = isinstance(each, keras.layers.Layer)
+            wanted.extend(each.trainable_variables if is_layer else [each])
         strange = [v for v in wanted if not isinstance(v, keras.Variable)]
         if strange:
             raise ValueError(
-                "`variables` must be Keras variables of the model, such as "
-                "`model.layers[-1].trainable_variables`, or a predicate. "
+                "`variables` must be layers of the model, such as `model.layers[-1]`, Keras "
+                "variables of it, or a predicate. "
                 f"Received an element of type {type(strange[0]).__name__}: {strange[0]!r}."
             )
         identities = {id(v) for v in wanted}

@@ -40,8 +40,9 @@ class InfluenceMethod(Planned, abc.ABC):
     Args:
         model: a built Keras model, at the weights that are to be explained.
         loss: as in `model.compile`; defaults to the loss that the model was compiled with.
-        variables: Keras variables, or a predicate on them, to attribute through; all trainable
-            variables by default.
+        variables: what to attribute through: layers, such as the last decoder layers of a
+            translator, Keras variables, or a predicate on these; all trainable variables by
+            default. `summary()` says which share of the parameters they are.
         sequence_reduction: `"mean"` or `"sum"` of a sequence's token losses.
         batch_size: examples computed together; defaults to the dataset's own batch size. It changes
             speed and memory, and no score beyond rounding.
@@ -294,7 +295,8 @@ class InfluenceMethod(Planned, abc.ABC):
         total = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
         emit(f"{type(self).__name__} of model {self.model.name!r}")
         emit(
-            f"  parameters: {parameters.size:,} of {total:,} trainable, in "
+            f"  parameters: {parameters.size:,} of {total:,} trainable "
+            f"({parameters.size / max(total, 1):.1%}), in "
             f"{len(parameters.variables)} variables"
         )
         if self.num_train is None:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from keras_influence import data
 from keras_influence.gradients import Projector
 from keras_influence.linalg import Solutions, conjugate_gradient
 from keras_influence.methods.curvature import FrozenCurvature
@@ -148,7 +149,7 @@ class ConjugateGradient(InverseMethod):
             )
         factor = self._per_train()
         norms = np.sqrt(self._gather(self.maps.squared_norms, train, "gradient norm"))
-        scores, bounds = [], []
+        scores, bounds, ids = [], [], []
         for batch in self._query_batches(queries):
             gradients = self._gradients(batch, self.query_maps)
             directions = self._inverse_products(tf.convert_to_tensor(gradients))
@@ -160,9 +161,10 @@ class ConjugateGradient(InverseMethod):
             left = found.residuals * np.linalg.norm(gradients, axis=1)
             left[found.indefinite] = np.inf
             bounds.append(left[:, np.newaxis] * norms / floor)
+            ids.append(batch.ids)
         return (
-            (np.concatenate(scores) * factor).astype(np.float32),
-            (np.concatenate(bounds) * factor).astype(np.float32),
+            (data.in_order(scores, ids) * factor).astype(np.float32),
+            (data.in_order(bounds, ids) * factor).astype(np.float32),
         )
 
     def _complain(self, found: Solutions) -> None:

@@ -58,7 +58,8 @@ class FrozenCurvature:
         self._l2 = l2
         self._budget = budget
         self._block: int | None = None
-        self._example: Any = frozen[0].examples
+        # The largest: of sequences, the longest.
+        self._example: Any = max((batch.examples for batch in frozen), key=_bytes)
         self.fingerprint = batches_fingerprint(frozen)
         self._completed = functools.partial(self._complete)
         self._taken = functools.partial(tf.gather)
@@ -127,6 +128,10 @@ class FrozenCurvature:
 
         distribution.everywhere(trace, self._model)
         return sizes[0]
+
+
+def _bytes(examples: Any) -> int:
+    return sum(np.asarray(leaf).nbytes for leaf in tf.nest.flatten(examples))
 
 
 def _stack(*rows: tf.Tensor) -> tf.Tensor:

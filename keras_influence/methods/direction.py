@@ -30,11 +30,11 @@ class DirectionMethod(InfluenceMethod):
 
     def _scores(self, queries: Any, train: Any, steps: Steps) -> np.ndarray:
         factor = self._per_train()
-        blocks = [
-            self._block_scores(batch, train, steps.within(f"queries{number}"))
-            for number, batch in enumerate(self._query_batches(queries))
-        ]
-        return (np.concatenate(blocks) * factor).astype(np.float32)
+        blocks, ids = [], []
+        for number, batch in enumerate(self._query_batches(queries)):
+            blocks.append(self._block_scores(batch, train, steps.within(f"queries{number}")))
+            ids.append(batch.ids)
+        return (data.in_order(blocks, ids) * factor).astype(np.float32)
 
     def _block_scores(self, batch: data.Batch, train: Any, steps: Steps) -> np.ndarray:
         # When the first training examples ask for them: never, where all of them are done.
@@ -79,9 +79,9 @@ class DirectionMethod(InfluenceMethod):
         """
 
     def _query_batches(self, queries: Any) -> Iterator[data.Batch]:
-        """The queries, as many at a time as the memory budget has room for."""
+        """The queries, as many of one shape at a time as the memory budget has room for."""
         data.check_order(queries)
-        return data.batches(queries, self._query_rows())
+        return data.batches(queries, self._query_rows(), ordered=False)
 
     def _query_rows(self) -> int:
         parameters = self.maps.parameters

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from keras_influence import data
 from keras_influence.gradients import Projector
 from keras_influence.linalg import Eigenbasis, conjugate_gradient
 from keras_influence.methods.complement import COMPLEMENTS, Complement
@@ -163,7 +164,7 @@ class EigenbasisInverse(InverseMethod, EncodingMethod):
                 f"with a complement and without refining. Received: complement={self.complement!r},"
                 f" refine={self.refine}."
             )
-        errors = []
+        errors, ids = [], []
         for batch in self._query_batches(queries):
             rest, _ = remainders(
                 self._fitted_basis().vectors, self._gradients(batch, self.query_maps)
@@ -171,7 +172,9 @@ class EigenbasisInverse(InverseMethod, EncodingMethod):
             projector = Projector(self.maps, functools.partial(tf.identity, rest))
             rows = self._gather(self.maps.project, train, "projection", projector.directions)
             errors.append(np.abs(rows.T) * found.error * self._per_train())
-        return self._scores(queries, train, Steps()), np.concatenate(errors).astype(np.float32)
+            ids.append(batch.ids)
+        found_errors = data.in_order(errors, ids).astype(np.float32)
+        return self._scores(queries, train, Steps()), found_errors
 
     def _self_influence(self, dataset: Any, steps: Steps) -> np.ndarray:
         if self.refine or self.leverage:

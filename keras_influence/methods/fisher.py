@@ -206,14 +206,18 @@ class FisherMethod(InverseMethod):
     def _settle(self) -> None:
         """Damping, and the inverses that follow from it."""
         means = np.array([self._mean(number) for number in range(len(self.blocks))])
+        sizes = [np.prod(block.sizes) for block in self.blocks]
         if not isinstance(self.damping, str):
             self.dampings = np.full(len(means), float(self.damping))
         elif self.run is not None:
             rate = checkpoints.effective_rate_sum(self.run, self.model)
             self.dampings = np.full(len(means), 1.0 / rate)
         else:
-            self.dampings = _DAMPING_SHARE * means
-        sizes = [np.prod(block.sizes) for block in self.blocks]
+            # Some parameters have no gradient but rounding, such as the biases of attention's keys.
+            # Divided by itself it would count as much as any other.
+            epsilon = np.finfo(self.maps.parameters.dtype.as_numpy_dtype).eps
+            floor = epsilon * np.average(means, weights=sizes)
+            self.dampings = _DAMPING_SHARE * np.maximum(means, floor)
         self.used_damping = float(np.average(self.dampings, weights=sizes))
         self._invert()
 

@@ -155,9 +155,11 @@ class InverseMethod(DirectionMethod):
             float32 [groups of queries, groups of training examples].
         """
         self._check_ready()
-        gradients = np.concatenate(
-            [self._gradients(batch, self.query_maps) for batch in self._query_batches(queries)]
-        )
+        blocks, ids = [], []
+        for batch in self._query_batches(queries):
+            blocks.append(self._gradients(batch, self.query_maps))
+            ids.append(batch.ids)
+        gradients = data.in_order(blocks, ids)
         if query_groups is not None:
             sums = _sums_by_group(gradients, query_groups, "query_groups")
             counts = np.bincount(np.asarray(query_groups), minlength=len(sums))
@@ -193,11 +195,11 @@ class InverseMethod(DirectionMethod):
         def block(batch: data.Batch) -> np.ndarray:
             return self._quadratic_forms(tf.convert_to_tensor(self._gradients(batch, self.maps)))
 
-        rows = [
-            steps.keep(f"queries{number}", functools.partial(block, batch))
-            for number, batch in enumerate(self._query_batches(dataset))
-        ]
-        return (np.concatenate(rows) * factor).astype(np.float32)
+        rows, ids = [], []
+        for number, batch in enumerate(self._query_batches(dataset)):
+            rows.append(steps.keep(f"queries{number}", functools.partial(block, batch)))
+            ids.append(batch.ids)
+        return (data.in_order(rows, ids) * factor).astype(np.float32)
 
     def _quadratic_forms(self, vectors: tf.Tensor) -> np.ndarray:
         """v_j' (H + damping I)^-1 v_j of each row, float64 [k]."""

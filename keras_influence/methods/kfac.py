@@ -32,8 +32,9 @@ class KFAC(FisherMethod):
     The gradient of a layer's kernel is a sum of outer products a d' of what entered the layer (with
     a one for the bias) and of what came back to it; its Fisher matrix is taken for the product of
     the means A = sum_t a a' and G = sum_t d d' / T over the T positions (Grosse & Martens, 2016,
-    for convolutions), which is inverted by two small eigenproblems. Layers are taken to be
-    independent of one another. A table of embeddings has the frequencies of its rows for A. What is
+    for convolutions), which is inverted by two small eigenproblems. Positions to which no gradient
+    comes back, such as the padding of a sequence, are none. Layers are taken to be independent of
+    one another. A table of embeddings has the frequencies of its rows for A. What is
     no such layer (scales, weights used by several layers, layers without a rule) has a diagonal;
     `summary()` says how much.
 

@@ -93,10 +93,11 @@ class LiSSA(InverseMethod):
         self.num_repeats = num_repeats
         self.used_scale: float | None = None
         self.spectrum: tuple[float, float, float] | None = None
-        self._train: data.Examples | None = None
+        # By their shapes.
+        self._train: list[data.Examples] | None = None
 
     def _fit(self, dataset: Any) -> int:
-        self._train = data.read(dataset)
+        self._train = data.read_shapes(dataset)
         operator, num_train = self._begin(dataset)
         smallest, largest = self._ends(operator)
         random = np.random.default_rng([self.seed, 4])
@@ -160,7 +161,9 @@ class LiSSA(InverseMethod):
         assert self._train is not None
         return {
             **super()._scores_depend_on(),
-            "fitted on": storage.arrays_fingerprint(tf.nest.flatten(self._train.arrays)),
+            "fitted on": storage.arrays_fingerprint(
+                leaf for alike in self._train for leaf in tf.nest.flatten(alike.arrays)
+            ),
         }
 
     def _fit_work(self, job: Job) -> Iterator[Work]:
@@ -218,7 +221,7 @@ class LiSSA(InverseMethod):
                 "The uncertainty of LiSSA is the spread of its repeats: pass `num_repeats` of at "
                 f"least 2. Received: {self.num_repeats}."
             )
-        means, errors = [], []
+        means, errors, ids = [], [], []
         for batch in self._query_batches(queries):
             gradients = self._gradients(batch, self.query_maps)
             repeats = self._repeats(tf.convert_to_tensor(gradients))
@@ -229,20 +232,28 @@ class LiSSA(InverseMethod):
                 found.append(rows.T)
             means.append(np.mean(found, axis=0))
             errors.append(np.std(found, axis=0, ddof=1) / np.sqrt(self.num_repeats))
+            ids.append(batch.ids)
         factor = self._per_train()
         return (
-            (np.concatenate(means) * factor).astype(np.float32),
-            (np.concatenate(errors) * factor).astype(np.float32),
+            (data.in_order(means, ids) * factor).astype(np.float32),
+            (data.in_order(errors, ids) * factor).astype(np.float32),
         )
 
     def _on_batch(self, random: np.random.Generator) -> FrozenCurvature:
         """The curvature of a random batch."""
         assert self._train is not None
-        size = min(self.hessian_batch_size, len(self._train.ids))
-        rows = random.choice(len(self._train.ids), size, replace=False)
-        return self._operator_over(
-            [data.Batch(self._train.take(rows), np.ones(size, np.float32), rows)]
-        )
+        total = sum(len(alike.ids) for alike in self._train)
+        size = min(self.hessian_batch_size, total)
+        drawn = random.choice(total, size, replace=False)
+        frozen = []
+        for alike in self._train:
+            # Positions in the dataset, of which each shape has some, in order.
+            places = np.minimum(np.searchsorted(alike.ids, drawn), len(alike.ids) - 1)
+            rows = places[alike.ids[places] == drawn]
+            if len(rows):
+                # Of one size, so that one graph serves each shape.
+                frozen.append(data.padded(alike.take(rows), alike.ids[rows], size))
+        return self._operator_over(frozen)
 
     def _recursion(self, gradients: tf.Tensor, random: np.random.Generator) -> tf.Tensor:
         start_norms = np.linalg.norm(gradients, axis=1)

@@ -164,5 +164,5 @@ def test_summary_names_the_method_and_its_parameters(golden, capsys):
     method.fit(cases.images()).summary(lines.append)
     assert lines[0] == f"{type(method).__name__} of model 'sequential'"
     # Dense(36 -> 4): 144 + 4; Dense(4 -> 3): 12 + 3.
-    assert lines[1] == "  parameters: 163 of 163 trainable, in 4 variables"
+    assert lines[1] == "  parameters: 163 of 163 trainable (100.0%), in 4 variables"
     assert lines[2].startswith("  fitted on 24 training examples, in ")
