@@ -8,6 +8,7 @@ import numpy as np
 
 import keras_influence as ki
 import runs
+import throughput
 import translation_scoring
 from translation_data import Corpus
 
@@ -70,7 +71,8 @@ def format_costs(scores: pathlib.Path) -> str:
                 f"{cost['flops_per_pair'] / 1e6:,.0f}",
             ]
         )
-    return _table(rows)
+    published = f"published, on 32 TPU v2 cores: {throughput.PUBLISHED_PER_HOUR:,.0f} pairs/h"
+    return f"{_table(rows)}\n{published}"
 
 
 def format_results(found: dict[str, Any]) -> str:
