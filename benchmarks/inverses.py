@@ -114,9 +114,9 @@ _FIGURE = flags.DEFINE_bool("figure", False, "Draw the figure from the results, 
 def trained(problem: problems.Problem, setting: Setting, directory: str) -> tuple[Any, str | None]:
     """The model, and the record of its run if that says the damping."""
     if not setting.from_run:
-        return problem.trained(SEED), None
+        return problem.trained(), None
     recorder = ki.callbacks.TracInCheckpoint(directory)
-    return problem.trained(SEED, [recorder]), directory
+    return problem.trained([recorder]), directory
 
 
 def methods(
@@ -163,7 +163,11 @@ def methods(
 
 
 def reference(
-    model: keras.Model, setting: Setting, damping: float, measurement: str
+    model: keras.Model,
+    problem: problems.Problem,
+    setting: Setting,
+    damping: float,
+    measurement: str,
 ) -> ki.methods.InfluenceMethod:
     """What the others are compared with."""
     inverse: dict[str, Any] = {
@@ -175,7 +179,9 @@ def reference(
     }
     if setting.exact:
         return ki.ExactInfluence(model, **inverse)
-    return ki.ConjugateGradient(model, TOLERANCE, 500, **inverse)
+    # As good as without, in a fifth of the passes.
+    nearly = ki.EKFAC(model, damping=damping + setting.l2, seed=SEED).fit(problem.train)
+    return ki.ConjugateGradient(model, TOLERANCE, 500, preconditioner=nearly, **inverse)
 
 
 def measure(
@@ -235,7 +241,8 @@ def run(name: str, directory: pathlib.Path, data_dir: str | None) -> dict[str, A
         outputs = None if bank is None else bank.losses(measurement)
         for times in map(float, _TIMES.value):
             damping = times * auto
-            expected, cost = measure(reference(model, setting, damping, measurement), problem)
+            judge = reference(model, problem, setting, damping, measurement)
+            expected, cost = measure(judge, problem)
             for keys, method in methods(model, setting, damping, measurement):
                 # Where the damping is swept, the methods that come into question for it.
                 swept = keys["method"] in ("EKFAC", "KFAC") or (

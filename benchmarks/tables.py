@@ -184,6 +184,23 @@ def datamodels() -> str:
     return "\n".join(lines)
 
 
+def removals() -> str:
+    """Predicted changes of a query's loss against those of retraining without one example."""
+    results = sorted(read_results("removals-"), key=lambda each: each["num_parameters"])
+    lines = [
+        "| model (parameters), examples | removals, largest influence first | r | Spearman's "
+        "| slope | largest change | change without a removal |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        lines.append(
+            f"| {result['model']} ({result['num_parameters']:,}), {result['num_train']:,} "
+            f"| {result['num_removed']} | {result['pearson']:.4f} | {result['spearman']:.4f} "
+            f"| {result['slope']:.2f} | {result['largest_change']:.3f} | {result['control']:.1e} |"
+        )
+    return "\n".join(lines)
+
+
 def _of_models(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
@@ -551,6 +568,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits-large_cnn": lambda: mislabeled("digits-large_cnn"),
     "loss-and-gradient": loss_and_gradient,
     "datamodels": datamodels,
+    "removals": removals,
     "arnoldi-overhead": arnoldi_overhead,
     "iteration": iteration,
     "arnoldi-storage": arnoldi_storage,
