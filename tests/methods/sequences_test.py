@@ -116,7 +116,7 @@ METHODS = {
     "kfac": ki.KFAC,
     "diagonal": ki.DiagonalFisher,
 }
-FAST = ("arnoldi", "gradient_dot", "lissa", "ekfac")
+FAST = ("arnoldi", "gradient_dot", "ekfac")
 
 
 @pytest.mark.parametrize(
