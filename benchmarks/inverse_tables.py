@@ -1,11 +1,9 @@
 """The tables of benchmarks/inverses.py: what each inverse predicts of retraining, and its cost."""
 
-import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+from result_files import read_results
 
 Row = dict[str, Any]
 
@@ -42,8 +40,7 @@ LINES: dict[str, Callable[[Row], bool]] = {
 def results() -> list[dict[str, Any]]:
     """Of each setting that was measured, `own` marked where a method chose its own damping."""
     found = []
-    for file in sorted(RESULTS.glob("inverses-*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
+    for result in read_results("inverses-"):
         for row in result["rows"]:
             if row["damping"] == "own":
                 row.update(own=True, damping=result["damping"])
@@ -128,7 +125,7 @@ def inverses_details() -> str:
 
 def conjugate_gradient() -> str:
     """What blocks of queries and preconditioners bring."""
-    result = json.loads((RESULTS / "conjugate-gradient.json").read_text(encoding="utf-8"))
+    (result,) = read_results("conjugate-gradient")
     lines = [
         f"{result['num_queries']} queries, {result['num_train']} examples, to a residual of "
         f"{result['tolerance']:g}; medians of {result['turns']} turns, of the queries' steps; seed "

@@ -1,12 +1,10 @@
 """The tables of benchmarks/translation.py: wrong references found, pairs chosen, and the cost."""
 
-import json
-import pathlib
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+from result_files import read_results, spread
 
 _METHODS = {
     "arnoldi": "`Arnoldi`",
@@ -19,22 +17,6 @@ _METHODS = {
     "none": "no filter (baseline)",
 }
 _SCOPES = {"all": "all layers", "last": "last decoder layer"}
-
-
-def read_results(name: str) -> list[dict[str, Any]]:
-    """Of each seed that was run of one of `benchmarks.translation.RUNS`."""
-    files = sorted(RESULTS.glob(f"translation-{name}-*.json"))
-    if not files:
-        raise FileNotFoundError(f"There is no result translation-{name}-*.json in {RESULTS}.")
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
-
-
-def _spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean, and the range where they differ."""
-    mean, low, high = (
-        f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values))
-    )
-    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def score_name(score: str) -> str:
@@ -55,16 +37,16 @@ def setting(results: Sequence[dict[str, Any]]) -> str:
         f"{sizes['last'] / sizes['all']:.0%}, in the last decoder layer), {first['num_pairs']:,} "
         f"training pairs, {first['num_noisy']:,} references wrong, "
         f"{settings['updates']:,} updates of {settings['train_batch']} pairs; BLEU "
-        f"{_spread([result['bleu']['bleu'] for result in results])}; "
+        f"{spread([result['bleu']['bleu'] for result in results])}; "
         f"seed{'s' * (len(results) > 1)} {seeds}; "
-        f"{_spread([result['settings']['matmul_gflops'] for result in results], 0)} GFLOP/s in "
+        f"{spread([result['settings']['matmul_gflops'] for result in results], 0)} GFLOP/s in "
         "matrix products"
     )
 
 
 def retrieval(name: str = "permuted") -> str:
     """AUC and AP of each score for wrong references, over the seeds that were run."""
-    results = read_results(name)
+    results = read_results(f"translation-{name}-")
     rows: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         for row in result["retrieval"]:
@@ -79,7 +61,7 @@ def retrieval(name: str = "permuted") -> str:
     for score, found in rows.items():
         cells = []
         for key in ("auc", "average_precision"):
-            cell = _spread([100 * row[key] for row in found])
+            cell = spread([100 * row[key] for row in found])
             if len(found) == 1:
                 low, high = (100 * end for end in found[0][f"{key}_interval"])
                 cell += f" ({low:.1f} to {high:.1f})"
@@ -90,7 +72,7 @@ def retrieval(name: str = "permuted") -> str:
 
 def costs(name: str) -> str:
     """What each pass over the pairs took, median over the seeds."""
-    results = read_results(name)
+    results = read_results(f"translation-{name}-")
     lines = [
         "| pass | fit, s | pairs an hour | tokens/s | GFLOP a pair | most resident, MB |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -110,7 +92,7 @@ def costs(name: str) -> str:
 
 def selection(name: str = "mixed") -> str:
     """BLEU after training on the best pairs by each score, over the seeds that were run."""
-    results = read_results(name)
+    results = read_results(f"translation-{name}-")
     found: dict[str, dict[float, list[float]]] = {}
     for result in results:
         for row in result["selection"]:
@@ -126,14 +108,14 @@ def selection(name: str = "mixed") -> str:
         "| --- |" + " --- |" * len(kept),
     ]
     for method, shares in found.items():
-        cells = [_spread(shares[share]) if share in shares else "" for share in kept]
+        cells = [spread(shares[share]) if share in shares else "" for share in kept]
         lines.append(f"| {score_name(method)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def rate(name: str = "all") -> str:
     """What scoring every pair of the file took."""
-    (result,) = read_results(name)
+    (result,) = read_results(f"translation-{name}-")
     (cost,) = result["costs"].values()
     forward = result["forward_mode"]
     return (

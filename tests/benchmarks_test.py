@@ -6,7 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks import projection, tables
+from benchmarks import (
+    attribution_tables,
+    projection,
+    scaling_tables,
+    speed_tables,
+    tables,
+)
 
 
 def test_the_pages_hold_the_tables_of_the_results():
@@ -17,7 +23,7 @@ def test_the_pages_hold_the_tables_of_the_results():
 
 
 def test_a_table_shows_means_and_ranges_over_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
     for seed, auc in ((0, 0.90), (1, 0.94)):
         row = {
             "method": "arnoldi",
@@ -45,7 +51,7 @@ def test_a_table_shows_means_and_ranges_over_seeds(tmp_path, monkeypatch):
         (tmp_path / f"mislabeled-digits-mlp-{seed}.json").write_text(
             json.dumps({"settings": settings, "rows": [row]})
         )
-    lines = tables.mislabeled("digits-mlp").splitlines()
+    lines = attribution_tables.mislabeled("digits-mlp").splitlines()
     assert lines[0].startswith("digits, mlp (1,234 parameters), 100 training images, 10 labels")
     assert "seeds 0, 1" in lines[0]
     assert lines[-1] == (
@@ -54,14 +60,14 @@ def test_a_table_shows_means_and_ranges_over_seeds(tmp_path, monkeypatch):
     )
 
     (tmp_path / "mislabeled-digits-mlp-1.json").unlink()
-    assert tables.mislabeled("digits-mlp").splitlines()[-1] == (
+    assert attribution_tables.mislabeled("digits-mlp").splitlines()[-1] == (
         "| `Arnoldi`, rank 10, on 50 images drawn at random | 2.0 | 4.00 | 90.0 (80.0 to 95.0) "
         "| 50.0 (40.0 to 60.0) |"
     )
 
 
 def test_a_table_without_results_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no result mislabeled-mnist-large_cnn"):
         tables.render("<!-- table: mnist-large_cnn -->\nold\n<!-- end of table -->\n")
 
@@ -86,7 +92,7 @@ def projection_row(**changes):
 
 
 def test_a_table_of_projections(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
     result = {
         "settings": {"seed": 0, "repeats": 7},
         "rows": [projection_row(), projection_row(rank=100)],
@@ -94,7 +100,7 @@ def test_a_table_of_projections(tmp_path, monkeypatch):
         "bfloat16": {"model": "mlp", "rank": 100, "gain": [1.1, 1.25, 1.3], "difference": 3e-3},
     }
     (tmp_path / "projection-mlp.json").write_text(json.dumps(result))
-    lines = tables.projection().splitlines()
+    lines = speed_tables.projection().splitlines()
     assert lines[0] == (
         "Batches: mlp 500; medians of 7 turns, a ratio with its quartiles; seed 0; 200 GFLOP/s in "
         "matrix products:"
@@ -110,7 +116,7 @@ def test_a_table_of_projections(tmp_path, monkeypatch):
 
 
 def test_a_table_of_curvature_products(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
     row = {
         "model": "mlp",
         "num_parameters": 567434,
@@ -126,14 +132,14 @@ def test_a_table_of_curvature_products(tmp_path, monkeypatch):
     }
     result = {"settings": {"seed": 0, "repeats": 7}, "rows": [row]}
     (tmp_path / "curvature.json").write_text(json.dumps(result))
-    assert tables.curvature().splitlines()[-1] == (
+    assert speed_tables.curvature().splitlines()[-1] == (
         "| mlp (567,434), 500 | 12.5 | 2.10 (2.00 to 2.20) | 1.90 (1.80 to 2.00) "
         "| 1.70 (1.50 to 1.80) | 6.0e-07 |"
     )
 
 
 def test_the_line_of_ekfac(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
     result = {
         "model": "large_cnn",
         "num_parameters": 793894,
@@ -147,7 +153,7 @@ def test_the_line_of_ekfac(tmp_path, monkeypatch):
         "check": {"max_rank": 2048, "correlation": 0.99951},
     }
     (tmp_path / "ekfac.json").write_text(json.dumps(result))
-    assert tables.ekfac() == (
+    assert speed_tables.ekfac() == (
         "10,000 images of mnist, large_cnn (793,894 parameters): 50 s for factors and eigenvalues, "
         "12 s for self-influence, 4,100 MB at most (300 GFLOP/s in matrix products). With 2048 "
         "eigenvectors of the widest factor instead of 1024, self-influence correlates by 0.9995."
@@ -177,19 +183,19 @@ def tpu_result(**rows):
 
 
 def test_tables_of_a_tpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
     result = tpu_result(
         curvature={"rank": None, "batch_size": 10, "flops": 9e11, "bytes_accessed": 1e9},
         project={"rank": 2, "batch_size": 4, "flops": 1e10, "bytes_accessed": 8e9},
     )
     (tmp_path / "tpu-compile-translation.json").write_text(json.dumps(result))
-    assert tables.tpu_compile().splitlines()[4:] == [
+    assert scaling_tables.tpu_compile().splitlines()[4:] == [
         "| translation (250,000,000) | `curvature` | 10 | 900.0 | 1.00 "
         "| 1,000.0, 1.0, 200.0 | 12.3 |",
         "| translation (250,000,000) | `project`, 2 directions | 4 | 10.0 | 8.00 "
         "| 1,000.0, 1.0, 200.0 | 12.3 |",
     ]
-    lines = tables.scaling().splitlines()
+    lines = scaling_tables.scaling().splitlines()
     # A product is 9e10 flops an example: 9e10 / (0.4 x 22.5e12) = 10 ms, and 9e10 / (0.4 x 197e12)
     # = 1.14 ms; 1e8 bytes: 0.33 and 0.12 ms.
     assert lines[4].endswith("| max(10.00, 0.33) = 10.00 ms | max(1.14, 0.12) = 1.14 ms |")
@@ -213,11 +219,11 @@ def test_the_routes_give_the_same_projections(route):
 
 
 def test_a_table_of_growth(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
     row = {"fit_seconds": 1.26, "score_seconds": 0.5, "added_mb": 40.4, "matmul_gflops": 100.0}
     exponents = {"fit_seconds": 1.001, "score_seconds": 0.9, "added_mb": 0.0}
     axis = {"sizes": [1000, 2000], "rows": [row, row], "exponents": exponents}
     (tmp_path / "scaling.json").write_text(json.dumps({"axes": {"N": axis}}))
-    assert tables.growth().splitlines()[2] == (
+    assert scaling_tables.growth().splitlines()[2] == (
         "| N | 1,000, 2,000 | 1.3, 1.3 | 0.50, 0.50 | 40, 40 | 1.00, 0.90, 0.00 |"
     )

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import keras_influence as ki
 from keras_influence.retrieval import ExactSearch, HostIndex, recall, search_from
+from keras_influence.retrieval.exact import search as exact_search
 from tests import cases
 
 N, RANK, K = 4000, 6, 5
@@ -96,6 +97,41 @@ def test_lists_with_too_few_in_them(index):
         tf.nest.map_structure(lambda array: np.delete(array, 3, axis=0), top),
         ExactSearch().prepare(few)(np.delete(queries, 3, axis=0), 2),
     )
+
+
+@pytest.mark.parametrize("kind", ["drawn", "ties", "rising", "falling"])
+@pytest.mark.parametrize("rows", [7, 32, 100])  # Below k, in whole folds, and with a last one.
+def test_the_exact_search_is_a_sort_of_all_scores(kind, rows):
+    random = np.random.default_rng(0)
+    queries = random.standard_normal((5, RANK)).astype(np.float32)
+    encodings = random.standard_normal((500, RANK)).astype(np.float32)
+    if kind == "ties":  # Of a few values, and so of a few scores.
+        queries, encodings = (np.sign(array) for array in (queries, encodings))
+    elif kind != "drawn":  # Every block has k better ones than all before it, on one side.
+        queries = np.eye(5, RANK, dtype=np.float32)
+        encodings = np.sort(encodings, axis=0)[:: 1 if kind == "rising" else -1]
+    ids = np.arange(0, 1000, 2)
+    blocks = [
+        (ids[start : start + rows], encodings[start : start + rows])
+        for start in range(0, 500, rows)
+    ]
+    found = exact_search(queries, blocks, 10)
+    scores = queries @ encodings.T
+    for top, sign in zip(found, (1, -1), strict=True):
+        order = np.argsort(-sign * scores, axis=1, kind="stable")[:, :10]
+        np.testing.assert_array_equal(top.ids, ids[order])
+        np.testing.assert_allclose(top.scores, np.take_along_axis(scores, order, 1), rtol=1e-6)
+
+
+def test_a_score_that_is_not_a_number_loses_to_any_number():
+    encodings = np.arange(64, dtype=np.float32)[:, None]
+    encodings[:16] = np.nan
+    blocks = [(np.arange(start, start + 16), encodings[start : start + 16]) for start in (0, 16)]
+    # The first block has nothing else; few maxima of the second one are looked at by themselves.
+    for k in (4, 16):
+        top = exact_search(np.ones((1, 1), np.float32), blocks, k)
+        np.testing.assert_array_equal(top.proponents.ids, [range(31, 31 - k, -1)])
+        np.testing.assert_array_equal(top.opponents.ids, [range(16, 16 + k)])
 
 
 def test_equal_scores_go_by_id():

@@ -27,7 +27,7 @@ def result(seed, **changes):
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    monkeypatch.setattr(translation_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
 
     def write(name, *results):
         for seed, content in enumerate(results):

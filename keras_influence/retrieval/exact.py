@@ -54,12 +54,12 @@ class _Best:
         # [rows, folds, n / folds]: the maximum over the folds is one of long contiguous rows.
         folded = scores.reshape(num_rows, folds, -1)
         extremes = folded.max(axis=1) if sign > 0 else -folded.min(axis=1)
-        # Later ids are larger: those that equal the last one lose.
+        # Later ids are larger: those that equal the last one lose, and NaN loses to any number.
         rows, places = np.nonzero(~(extremes <= floors[:, None]))
         if len(rows) > _MANY * self.k * num_rows:
             self._merge(self._largest(sign * scores), ids, scores, sign)
             return
-        cells, fold = np.nonzero(sign * folded[rows, :, places] > floors[rows, None])
+        cells, fold = np.nonzero(~(sign * folded[rows, :, places] <= floors[rows, None]))
         if len(cells):
             columns = fold * (count // folds) + places[cells]
             self._merge((rows[cells], columns), ids, scores, sign)
