@@ -1,7 +1,7 @@
 """Examples in order, cut into batches of few static shapes."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +111,24 @@ def cut(parts: Iterable[Part], ordered: bool = True) -> Iterator[Batch]:
     exact = not ordered or len(pending) == 1
     for each in pending.values():
         yield from each.end(exact)
+
+
+def joined(batches: Sequence[Batch], together: int) -> Iterator[Batch]:
+    """The examples of each shape in larger batches: of about as many as `together` had."""
+    shapes: dict[Shape, list[Batch]] = collections.defaultdict(list)
+    for batch in batches:
+        shapes[row_shapes(batch.examples)].append(batch)
+    for alike in shapes.values():
+        size = joined_size(sum(batch.num_examples for batch in alike), len(alike), together)
+        yield from cut(
+            Part(take(batch.examples, slice(batch.num_examples)), batch.ids, size)
+            for batch in alike
+        )
+
+
+def joined_size(num_examples: int, num_batches: int, together: int) -> int:
+    """Examples of a batch where so many batches are joined to one, as even as can be."""
+    return -(-num_examples // -(-num_batches // together))
 
 
 def row_shapes(examples: Any) -> Shape:

@@ -17,6 +17,8 @@ import tensorflow as tf
 
 from keras_influence.batching import Batch as Batch
 from keras_influence.batching import Part, concatenate, cut, row_shapes, take
+from keras_influence.batching import joined as joined
+from keras_influence.batching import joined_size as joined_size
 from keras_influence.batching import padded as padded
 
 DEFAULT_BATCH_SIZE = 128

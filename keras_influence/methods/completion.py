@@ -176,10 +176,11 @@ def completion_work(method: "EigenbasisInverse", job: Job, held: float) -> Itera
             host=held,
             device=frozen.bytes,
         )
+    joined = job.joined(method.num_examples)
     yield Work(
         "products for the complement",
-        job.products(frozen, block),
-        -(-probes // block) * frozen.num_batches,
+        job.products(joined, block),
+        -(-probes // block) * joined.num_batches,
         probes,
         host=held,
         device=frozen.bytes + 2 * block * job.vector_bytes,

@@ -98,7 +98,7 @@ class ConjugateGradient(InverseMethod):
         return self._begin_work(job)
 
     def _solve_work(self, job: Job, blocks: Load) -> Iterator[Work]:
-        frozen, count = job.frozen(self.num_examples), blocks.batch_size
+        frozen, count = job.joined(self.num_examples), blocks.batch_size
         # As many steps as are allowed, and the residual.
         products = (self.max_iterations + 1) * blocks.num_batches
         yield Work(

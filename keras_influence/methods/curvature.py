@@ -14,6 +14,9 @@ from keras_influence.gradients import LossMaps
 
 # Random vectors that estimate a trace.
 NUM_PROBES = 8
+# Bytes of all tensors of a product with a vector that batches are joined up to: where there are
+# fewer, calling the graph takes longer than computing it.
+_JOINED_BYTES = 2**26
 
 
 class FrozenCurvature:
@@ -29,7 +32,8 @@ class FrozenCurvature:
         l2: coefficient of a penalty (l2/2)|theta|^2 in the training objective.
         budget: bytes that the tensors of several products at once may take.
         kind: one of `gradients.CURVATURES`.
-        steps_per_execution: batches that one execution goes through.
+        steps_per_execution: batches that one execution goes through. With 1, small batches are
+            joined to larger ones.
 
     Attributes:
         num_examples: n.
@@ -59,12 +63,17 @@ class FrozenCurvature:
         self._budget = budget
         self._block: int | None = None
         # The largest: of sequences, the longest.
-        self._example: Any = max((batch.examples for batch in frozen), key=_bytes)
+        largest = max((batch.examples for batch in frozen), key=_bytes)
         self.fingerprint = batches_fingerprint(frozen)
         self._completed = functools.partial(self._complete)
         self._taken = functools.partial(tf.gather)
         self._stacked = functools.partial(_stack)
-        self._batches = distribution.place(frozen, model, steps_per_execution)
+        together = 1
+        if steps_per_execution == 1:
+            together = batches_together(maps, model, kind, largest, len(frozen))
+        batches = frozen if together == 1 else list(data.joined(frozen, together))
+        self._example: Any = max((batch.examples for batch in batches), key=_bytes)
+        self._batches = distribution.place(batches, model, steps_per_execution)
         frozen.clear()
 
     def __call__(self, vector: Any) -> tf.Tensor:
@@ -114,20 +123,41 @@ class FrozenCurvature:
     def _rows(self, count: int) -> int:
         """Rows of one block: as even as can be, so that few graphs serve."""
         if self._block is None:
-            self._block = int(max(1, self._budget // self._product_bytes()))
+            bytes_each = _product_bytes(self._maps, self._model, self._kind, self._example)
+            self._block = int(max(1, self._budget // bytes_each))
             self._example = None
         return -(-count // -(-count // self._block))
 
-    def _product_bytes(self) -> int:
-        """Of a product on a batch, traced on a replica: variables are nowhere else to be had."""
-        sizes = []
 
-        def trace() -> tf.Tensor:
-            sizes.append(self._maps.curvature_bytes(self._example, self._kind))
-            return tf.zeros([])
+def batches_together(
+    maps: LossMaps, model: keras.Model, kind: str, example: Any, num_batches: int
+) -> int:
+    """How many of the batches are joined to one.
 
-        distribution.everywhere(trace, self._model)
-        return sizes[0]
+    Args:
+        maps, model, kind: as in `FrozenCurvature`.
+        example: the examples of the largest batch.
+        num_batches: n.
+
+    Returns:
+        A number from 1 to n.
+    """
+    if num_batches == 1:
+        return 1
+    bytes_each = _product_bytes(maps, model, kind, example)
+    return int(np.clip(_JOINED_BYTES // bytes_each, 1, num_batches))
+
+
+def _product_bytes(maps: LossMaps, model: keras.Model, kind: str, example: Any) -> int:
+    """Of a product on a batch, traced on a replica: variables are nowhere else to be had."""
+    sizes = []
+
+    def trace() -> tf.Tensor:
+        sizes.append(maps.curvature_bytes(example, kind))
+        return tf.zeros([])
+
+    distribution.everywhere(trace, model)
+    return sizes[0]
 
 
 def _bytes(examples: Any) -> int:

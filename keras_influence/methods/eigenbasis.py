@@ -91,7 +91,7 @@ class EigenbasisInverse(InverseMethod, EncodingMethod):
             host=held,
         )
         if self.refine:
-            frozen = job.frozen(self.num_examples)
+            frozen = job.joined(self.num_examples)
             products = (self.refine + 2) * blocks.num_batches
             yield Work(
                 f"products with {count:,} vectors",

@@ -94,7 +94,7 @@ class ExactInfluence(InverseMethod):
 
     def _fit_work(self, job: Job) -> Iterator[Work]:
         yield from self._begin_work(job)
-        frozen, size = job.frozen(self.num_examples), job.size
+        frozen, size = job.joined(self.num_examples), job.size
         block, matrix = min(_BLOCK, size), 8.0 * size**2
         yield Work(
             "columns of the curvature",

@@ -226,9 +226,9 @@ class InverseMethod(DirectionMethod):
 
     def _begin_work(self, job: Job) -> Iterator[Work]:
         """Of `_begin`: what every fit does first."""
-        frozen = job.frozen(self.num_examples)
         yield job.freezing(self.num_examples)
         if self.damping == "auto" and self.run is None:
+            frozen = job.joined(self.num_examples)
             yield Work(
                 "products for the mean eigenvalue",
                 job.products(frozen, self._probe_rows()),

@@ -34,7 +34,7 @@ def iteration_work(
     """
     vector = job.vector_bytes
     rank = min(rank, rows)
-    frozen = job.frozen(num_examples)
+    frozen = job.joined(num_examples)
     basis, disk = rows * vector, 0.0
     if directory is not None:
         width = storage.block_width((rows, job.size), job.dtype, block_bytes)

@@ -170,7 +170,7 @@ class LiSSA(InverseMethod):
         # Batches, and all of them in one array.
         yield job.reading(job.train, host=2 * job.train.bytes)
         yield from self._begin_work(job)
-        frozen = job.frozen(self.num_examples)
+        frozen = job.joined(self.num_examples)
         steps = min(_SPECTRUM_STEPS, job.size)
         yield Work(
             "products for the ends of the spectrum",

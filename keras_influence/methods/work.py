@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_influence import data
 from keras_influence.gradients import LossMaps, graph_flops, projection_flops
 from keras_influence.linalg import Basis, arnoldi
-from keras_influence.methods.curvature import FrozenCurvature
+from keras_influence.methods.curvature import FrozenCurvature, batches_together
 
 if TYPE_CHECKING:
     from keras_influence.methods.base import InfluenceMethod
@@ -165,6 +165,7 @@ class Job:
         self.size = self.parameters.size
         self.dtype = np.dtype(self.parameters.dtype.as_numpy_dtype)
         self.vector_bytes = float(self.size * self.parameters.dtype.size)
+        self._joined: dict[int | None, Load] = {}
 
     # Units.
 
@@ -353,6 +354,20 @@ class Job:
     def frozen(self, num_examples: int | None) -> Load:
         """The examples of the Hessian; None for all."""
         return self.train if num_examples is None else self.train.first(num_examples)
+
+    def joined(self, num_examples: int | None) -> Load:
+        """The same in the batches that a `FrozenCurvature` makes of them."""
+        load, method = self.frozen(num_examples), self.method
+        if method.steps_per_execution != 1:
+            return load
+        if num_examples not in self._joined:
+            example, number = load.sample[0].examples, load.num_batches
+            together = batches_together(method.maps, method.model, self._kind, example, number)
+            size = data.joined_size(load.num_examples, number, together)
+            self._joined[num_examples] = (
+                load if together == 1 else load.cut(size).first(load.num_examples)
+            )
+        return self._joined[num_examples]
 
     def freezing(self, num_examples: int | None) -> Work:
         """They are read, and placed on the devices."""

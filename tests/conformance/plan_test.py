@@ -6,7 +6,7 @@ import pytest
 
 import keras_influence as ki
 from keras_influence import storage
-from keras_influence.methods import InfluenceMethod, planning
+from keras_influence.methods import InfluenceMethod, curvature, planning
 from tests import cases
 from tests.conformance.methods_test import GOLDENS
 
@@ -55,6 +55,8 @@ def test_every_public_method_is_planned():
 @pytest.mark.parametrize("name", PLANNED)
 def test_what_is_planned_is_done(name, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "TIMED", planning.ONCE)
+    # Small batches, each by itself.
+    monkeypatch.setattr(curvature, "_JOINED_BYTES", 0)
     train, queries = cases.images(24), cases.images(5, seed=5)
     # 163 parameters of 4 bytes: two directions at a time, and so three passes for five queries.
     method = PLANNED[name](cases.image_model(), tmp_path, batch_size=7, direction_bytes=2 * 163 * 4)

@@ -41,12 +41,12 @@ class _Killed(BaseException):
 
 
 def _count_products(method, fail_after=None):
-    """Products with the Hessian of each fit, which are one for each of three batches."""
+    """Products with the Hessian of each fit, whose three batches are joined to one."""
     calls = []
     curvature, curvatures = method.maps.products("hessian")
 
     def counted(*args):
-        if fail_after is not None and len(calls) >= 3 * fail_after:
+        if fail_after is not None and len(calls) >= fail_after:
             raise _Killed
         calls.append(1)
         return curvature(*args)
@@ -77,7 +77,7 @@ def test_a_fit_goes_on_to_the_same_bits(tmp_path, place, done, dtype):
     resumed = _method(model, **kwargs[1])
     calls = _count_products(resumed)
     resumed.fit(train, directory=tmp_path / "1")
-    assert len(calls) == 3 * (STEPS - done)
+    assert len(calls) == STEPS - done
     _same(resumed, whole)
     assert isinstance(resumed.eigenbasis.vectors, storage.StoredRows) == (place == "disk")
     # When all is done, it is read; and the directory is a saved method.
@@ -168,7 +168,7 @@ def test_a_directory_of_another_fit_is_refused(tmp_path):
     resumed = _method(model)
     calls = _count_products(resumed)
     resumed.fit(train, directory=tmp_path / "fit")
-    assert len(calls) == 3 * (STEPS - 2)
+    assert len(calls) == STEPS - 2
 
 
 def test_directories_that_are_no_fits(tmp_path):
@@ -227,7 +227,7 @@ def test_a_full_disk_costs_no_step(tmp_path, monkeypatch):
     resumed = _method(model)
     calls = _count_products(resumed)
     resumed.fit(train, directory=tmp_path / "fit")
-    assert len(calls) == 3 * (STEPS - 4)  # Of five vectors the fifth belongs to the step to come.
+    assert len(calls) == STEPS - 4  # Of five vectors the fifth belongs to the step to come.
     _same(resumed, whole)
 
 
@@ -241,7 +241,7 @@ def test_sigterm_finishes_the_step(tmp_path):
         calls = []
         def product(*args):
             calls.append(1)
-            if len(calls) == 7:  # In the third step of three batches each.
+            if len(calls) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             return curvature(*args)
         method.maps.products = lambda kind: (product, curvatures)
@@ -254,5 +254,5 @@ def test_sigterm_finishes_the_step(tmp_path):
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
     )
     assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
-    assert ended.stdout == "9 True\n"
+    assert ended.stdout == "3 True\n"
     assert len(os.listdir(tmp_path / "fit/steps")) == 3
