@@ -11,21 +11,26 @@ Row = dict[str, Any]
 def _arnoldi(rank: int, complement: str | None, refine: int = 0) -> Callable[[Row], bool]:
     return lambda row: (
         row["method"] == "Arnoldi"
+        and "of" not in row
         and (row["rank"], row["complement"], row["refine"]) == (rank, complement, refine)
     )
 
 
 def _named(name: str) -> Callable[[Row], bool]:
-    return lambda row: row["method"] == name and not row.get("own")
+    return lambda row: row["method"] == name and not (row.get("own") or row.get("similarity"))
 
 
 # A line of the summary: what it is called, and which row it is of.
 LINES: dict[str, Callable[[Row], bool]] = {
     "`GradientDot`": _named("GradientDot"),
+    "`GradientDot`, cosine": lambda row: row.get("similarity") == "cosine",
+    "`RandomProjection`, rank 100": _named("RandomProjection"),
+    "`TracIn`": _named("TracIn"),
     "`Arnoldi`, rank 100, `complement=None` (as published)": _arnoldi(100, None),
     "`Arnoldi`, rank 10": _arnoldi(10, "rayleigh"),
     "`Arnoldi`, rank 50": _arnoldi(50, "rayleigh"),
     "`Arnoldi`, rank 100": _arnoldi(100, "rayleigh"),
+    "`Arnoldi`, rank 100, of a fifth of the examples": lambda row: "of" in row,
     "`Arnoldi`, rank 50, `refine=2`": _arnoldi(50, "rayleigh", 2),
     "`EKFAC`": lambda row: row["method"] == "EKFAC" and bool(row.get("own")),
     "`EKFAC`, with the others' damping": _named("EKFAC"),
@@ -105,9 +110,11 @@ def inverses_details() -> str:
         ]
         for row in result["rows"]:
             name = row["method"]
-            if "rank" in row:
-                name += f", rank {row['rank']}, {row['complement']}"
-                name += f", refine={row['refine']}" if row["refine"] else ""
+            name += f", rank {row['rank']}" if "rank" in row else ""
+            name += f", {row['complement']}" if "complement" in row else ""
+            name += f", refine={row['refine']}" if row.get("refine") else ""
+            name += f", of {row['of']} examples" if "of" in row else ""
+            name += f", {row['similarity']}" if "similarity" in row else ""
             if row.get("reference"):
                 name += " (reference)"
             score = "-"

@@ -35,8 +35,6 @@ import runs  # isort: skip
 RESULTS = pathlib.Path(__file__).parent / "results"
 FIGURE = pathlib.Path(__file__).parents[1] / "docs" / "inverses.png"
 SEED = 0
-# As far as 32-bit numbers let conjugate gradients go on a network.
-TOLERANCE = 1e-3
 
 
 class Setting(NamedTuple):
@@ -44,23 +42,21 @@ class Setting(NamedTuple):
 
     Attributes:
         problem: data_dir -> the recipe and its data.
-        curvature: of all methods.
         has_bank: whether there is a bank of retrainings of this name.
         exact: whether the reference is the exact inverse, or conjugate gradients.
-        l2: of the objective.
-        measurements: "loss", "margin".
+        measurements: "loss", "margin". Of others than the first, the methods of full rank alone.
         lissa_depth: 0 for no LiSSA.
         from_run: whether the damping is that of the run's record.
+        tolerance: of conjugate gradients.
     """
 
     problem: Callable[[str | None], problems.Problem]
-    curvature: str = "hessian"
     has_bank: bool = True
     exact: bool = True
-    l2: float = 0.0
     measurements: tuple[str, ...] = ("loss",)
     lissa_depth: int = 0
     from_run: bool = True
+    tolerance: float = 1e-3
 
 
 def small_cnn_model() -> keras.Model:
@@ -79,24 +75,20 @@ def small_cnn(data_dir: str | None) -> problems.Problem:
         (data.test_images[:100], data.test_labels[:100]),
         ki.trainers.random_subsets(2000, 2),
         fit={"epochs": 20, "batch_size": 64},
+        curvature="gauss_newton",
     )
 
 
 SETTINGS = {
-    "digits-1e-2": Setting(
-        problems.PROBLEMS["digits-1e-2"], l2=1e-2, lissa_depth=400, from_run=False
-    ),
-    "digits-1e-3": Setting(
-        problems.PROBLEMS["digits-1e-3"], l2=1e-3, lissa_depth=400, from_run=False
-    ),
+    "digits-1e-2": Setting(problems.PROBLEMS["digits-1e-2"], lissa_depth=400, from_run=False),
+    "digits-1e-3": Setting(problems.PROBLEMS["digits-1e-3"], lissa_depth=400, from_run=False),
     "mnist-one": Setting(problems.PROBLEMS["mnist-one"]),
     "mnist-own": Setting(problems.PROBLEMS["mnist-own"]),
-    "small_cnn": Setting(small_cnn, "gauss_newton", has_bank=False, lissa_depth=200),
+    "small_cnn": Setting(small_cnn, has_bank=False, lissa_depth=200),
     "fashion": Setting(
         problems.PROBLEMS["fashion"],
-        "gauss_newton",
         exact=False,
-        l2=1e-3,
+        tolerance=1e-2,
         measurements=("loss", "margin"),
     ),
 }
@@ -120,26 +112,48 @@ def trained(problem: problems.Problem, setting: Setting, directory: str) -> tupl
 
 
 def methods(
-    model: keras.Model, setting: Setting, damping: float, measurement: str
+    model: keras.Model,
+    problem: problems.Problem,
+    setting: Setting,
+    recorded: str | None,
+    damping: float,
+    measurement: str,
 ) -> Iterator[tuple[dict[str, Any], ki.methods.InfluenceMethod]]:
     """Rows' keys, and the methods, all of one damping but for Fisher approximations' own."""
     common: dict[str, Any] = {"measurement": measurement, "seed": SEED}
     inverse: dict[str, Any] = {
         **common,
         "damping": damping,
-        "l2": setting.l2,
-        "curvature": setting.curvature,
+        "l2": problem.l2,
+        "curvature": problem.curvature,
     }
     yield {"method": "GradientDot"}, ki.GradientDot(model, measurement=measurement)
     yield (
+        {"method": "GradientDot", "similarity": "cosine"},
+        ki.GradientDot(model, similarity="cosine", measurement=measurement),
+    )
+    yield (
+        {"method": "RandomProjection", "rank": RANKS[-1]},
+        ki.RandomProjection(model, RANKS[-1], **common),
+    )
+    if recorded is not None:
+        yield {"method": "TracIn"}, ki.TracIn(model, recorded, measurement=measurement)
+    yield (
         {"method": "DiagonalFisher"},
-        ki.DiagonalFisher(model, damping=damping + setting.l2, **common),
+        ki.DiagonalFisher(model, damping=damping + problem.l2, **common),
     )
     for kind in (ki.KFAC, ki.EKFAC):
-        yield {"method": kind.__name__}, kind(model, damping=damping + setting.l2, **common)
+        yield {"method": kind.__name__}, kind(model, damping=damping + problem.l2, **common)
     yield {"method": "EKFAC", "damping": "own"}, ki.EKFAC(model, **common)
-    for rank in RANKS:
-        for complement in (None, "trace", "damping", "rayleigh"):
+    # Eigenvectors of a fifth of the examples, by few products of many vectors.
+    few = len(problem.train[1]) // 5
+    yield (
+        {"method": "Arnoldi", "rank": RANKS[-1], "complement": "rayleigh", "refine": 0, "of": few},
+        ki.Arnoldi(model, RANKS[-1], block_size=50, num_examples=few, **inverse),
+    )
+    first = measurement == setting.measurements[0]
+    for rank in RANKS if first else RANKS[-1:]:
+        for complement in (None, "trace", "damping", "rayleigh") if first else (None, "rayleigh"):
             if complement == "damping" and damping == 0:
                 continue
             yield (
@@ -158,7 +172,7 @@ def methods(
     if setting.exact:
         yield (
             {"method": "ConjugateGradient"},
-            ki.ConjugateGradient(model, TOLERANCE, 500, **inverse),
+            ki.ConjugateGradient(model, setting.tolerance, 500, **inverse),
         )
 
 
@@ -172,16 +186,16 @@ def reference(
     """What the others are compared with."""
     inverse: dict[str, Any] = {
         "damping": damping,
-        "l2": setting.l2,
-        "curvature": setting.curvature,
+        "l2": problem.l2,
+        "curvature": problem.curvature,
         "measurement": measurement,
         "seed": SEED,
     }
     if setting.exact:
         return ki.ExactInfluence(model, **inverse)
     # As good as without, in a fifth of the passes.
-    nearly = ki.EKFAC(model, damping=damping + setting.l2, seed=SEED).fit(problem.train)
-    return ki.ConjugateGradient(model, TOLERANCE, 500, preconditioner=nearly, **inverse)
+    nearly = ki.EKFAC(model, damping=damping + problem.l2, seed=SEED).fit(problem.train)
+    return ki.ConjugateGradient(model, setting.tolerance, 500, preconditioner=nearly, **inverse)
 
 
 def measure(
@@ -222,18 +236,18 @@ def judged(
     return row
 
 
-def run(name: str, directory: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
+def run(name: str, directory: pathlib.Path, data_dir: str | None, record: str) -> dict[str, Any]:
+    """All rows of a setting, whose training is recorded in a directory."""
     setting = SETTINGS[name]
     problem = setting.problem(data_dir)
     bank = problem.bank(directory / name).run() if setting.has_bank else None
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as record:
-        model, recorded = trained(problem, setting, record)
-        probe = ki.ConjugateGradient(
-            model, run=recorded, l2=setting.l2, curvature=setting.curvature, seed=SEED
-        )
-        auto = float(probe.fit(problem.train).used_damping)
-        del probe
+    model, recorded = trained(problem, setting, record)
+    probe = ki.ConjugateGradient(
+        model, run=recorded, l2=problem.l2, curvature=problem.curvature, seed=SEED
+    )
+    auto = float(probe.fit(problem.train).used_damping)
+    del probe
     accuracy = float(
         np.mean(np.argmax(model.predict(problem.queries[0], verbose=0), 1) == problem.queries[1])
     )
@@ -243,10 +257,10 @@ def run(name: str, directory: pathlib.Path, data_dir: str | None) -> dict[str, A
             damping = times * auto
             judge = reference(model, problem, setting, damping, measurement)
             expected, cost = measure(judge, problem)
-            for keys, method in methods(model, setting, damping, measurement):
+            for keys, method in methods(model, problem, setting, recorded, damping, measurement):
                 # Where the damping is swept, the methods that come into question for it.
                 swept = keys["method"] in ("EKFAC", "KFAC") or (
-                    keys.get("rank") == RANKS[-1] and keys["complement"] == "rayleigh"
+                    keys.get("rank") == RANKS[-1] and keys.get("complement") == "rayleigh"
                 )
                 if times != 1.0 and not (swept and keys.get("damping") != "own"):
                     continue
@@ -279,8 +293,8 @@ def run(name: str, directory: pathlib.Path, data_dir: str | None) -> dict[str, A
         "num_queries": len(problem.queries[1]),
         "num_subsets": len(problem.masks) if setting.has_bank else 0,
         "repeats": problem.repeats,
-        "curvature": setting.curvature,
-        "l2": setting.l2,
+        "curvature": problem.curvature,
+        "l2": problem.l2,
         "damping": auto,
         "damping_from_run": setting.from_run,
         "accuracy": accuracy,
@@ -331,7 +345,8 @@ def main(argv: Sequence[str]) -> None:
         draw()
         return
     for name in _SETTINGS.value:
-        result = run(name, pathlib.Path(_BANKS.value), _DATA_DIR.value)
+        with tempfile.TemporaryDirectory() as record:
+            result = run(name, pathlib.Path(_BANKS.value), _DATA_DIR.value, record)
         runs.write_json(RESULTS / f"inverses-{name}.json", result)
 
 

@@ -30,6 +30,8 @@ class Problem(NamedTuple):
         queries: (x, y) of the queries.
         masks: bool [subsets, training examples].
         l2: of the objective, which enters the curvature.
+        curvature: that influences are to be taken by: where the loss has no single minimum the
+            Hessian has negative eigenvalues, and no inverse that answers for anything.
     """
 
     make_model: Callable[[], keras.Model]
@@ -41,6 +43,7 @@ class Problem(NamedTuple):
     repeats: int = 1
     seeds: str = "own"
     l2: float = 0.0
+    curvature: str = "hessian"
 
     def bank(self, directory: str | pathlib.Path) -> ki.trainers.RetrainingBank:
         """The bank of this problem, in a directory that is new or holds it."""
@@ -297,6 +300,10 @@ def fashion(data_dir: str | None) -> Problem:
         ki.trainers.random_subsets(6144, 100),
         fit={"epochs": 20, "batch_size": 64},
         repeats=5,
+        # Keras takes the rate times the decay off the weights, where momentum makes the gradient's
+        # step 1 / (1 - .9) of the rate: a penalty's gradient of a tenth of the decay.
+        l2=1e-4,
+        curvature="gauss_newton",
     )
 
 
