@@ -120,3 +120,57 @@ def removals() -> str:
             f"| {result['slope']:.2f} | {result['largest_change']:.3f} | {result['control']:.1e} |"
         )
     return "\n".join(lines)
+
+
+def stacking() -> str:
+    """Seconds of a bank whose models train one by one, and stacked."""
+    (result,) = read_results("stacking")
+    settings = result["settings"]
+    lines = [
+        "| epochs | runs together | one by one, s | stacked, s | ratio | runs that agree to 1e-5 "
+        "| median difference | largest, in float64 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        low, middle, high = row["ratio"]
+        lines.append(
+            f"| {row['epochs']} | {row['runs']} | {row['alone_seconds']:.1f} "
+            f"| {row['stacked_seconds']:.1f} | {middle:.1f} ({low:.1f} to {high:.1f}) "
+            f"| {row['equal_runs']} | {row['median_difference']:.0e} "
+            f"| {row['largest_difference_float64']:.0e} |"
+        )
+    lines += [
+        "",
+        f"mlp, {result['rows'][0]['num_train']:,} images a run, batches of "
+        f"{settings['batch_size']}; medians of {settings['turns']} turns; seed {settings['seed']}, "
+        f"{settings['matmul_gflops']:.0f} GFLOP/s in matrix products.",
+    ]
+    return "\n".join(lines)
+
+
+def recording() -> str:
+    """What a step of training costs more when it is recorded."""
+    (result,) = read_results("recording")
+    settings = result["settings"]
+    kinds = list(dict.fromkeys(row["record"] for row in result["rows"]))
+    lines = [
+        "| model (parameters) | a step, ms | " + " | ".join(kinds) + " |",
+        "| --- | --- |" + " --- |" * len(kinds),
+    ]
+    for model in dict.fromkeys(row["model"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["model"] == model]
+        step = statistics.median(row["step_milliseconds"][1] for row in rows)
+        cells = []
+        for row in rows:
+            low, middle, high = (100 * (ratio - 1) for ratio in row["ratio"])
+            cells.append(f"{middle:+.0f}% ({low:+.0f} to {high:+.0f})")
+        lines.append(
+            f"| {model} ({rows[0]['num_parameters']:,}) | {step:.1f} | " + " | ".join(cells) + " |"
+        )
+    lines += [
+        "",
+        f"Medians and quartiles of {settings['turns']} turns of {settings['steps']} steps, batches "
+        f"of {settings['batch_size']}; seed {settings['seed']}, "
+        f"{settings['matmul_gflops']:.0f} GFLOP/s in matrix products.",
+    ]
+    return "\n".join(lines)

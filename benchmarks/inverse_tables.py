@@ -41,6 +41,9 @@ LINES: dict[str, Callable[[Row], bool]] = {
     "`ExactInfluence`": _named("ExactInfluence"),
 }
 
+# Settings of the summary.
+SUMMARY = ("digits-1e-2", "digits-1e-3", "mnist-one")
+
 
 def results() -> list[dict[str, Any]]:
     """Of each setting that was measured, `own` marked where a method chose its own damping."""
@@ -65,25 +68,48 @@ def _seconds(row: Row) -> float:
     return row["fit_seconds"] + row["scores_seconds"]
 
 
-def inverses() -> str:
-    """Linear datamodeling scores and seconds, a line for each method."""
-    found = [result for result in results() if result["num_subsets"]]
-    head = [f"{result['setting']}: LDS | s" for result in found]
+def _scores(columns: dict[str, list[Row]], key: str) -> list[str]:
+    """Linear datamodeling scores and seconds, a line for each method.
+
+    Args:
+        columns: the rows of each.
+        key: of the interval.
+    """
     lines = [
-        " | ".join(("| method", *head)) + " |",
-        "| --- |" + " --- | --- |" * len(found),
+        "| method | " + " | ".join(f"{head} | s" for head in columns) + " |",
+        "| --- |" + " --- | --- |" * len(columns),
     ]
     for name, chosen in LINES.items():
         cells = []
-        for result in found:
-            row = next(filter(chosen, _at_the_damping(result)), None)
+        for rows in columns.values():
+            row = next(filter(chosen, rows), None)
             if row is None:
                 cells.append("- | -")
                 continue
-            low, high = row["lds_subsets"]
+            low, high = row[key]
             cells.append(f"{row['lds']:.3f} ({low:.3f} to {high:.3f}) | {_seconds(row):.1f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        if set(cells) != {"- | -"}:
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def inverses() -> str:
+    """What methods predict of retraining, in several settings."""
+    named = {result["setting"]: result for result in results()}
+    found = [named[name] for name in SUMMARY]
+    columns = {f"{each['setting']}: LDS": _at_the_damping(each) for each in found}
+    lines = _scores(columns, "lds_subsets")
     return "\n".join([*lines, "", *(_setting(result) for result in found)])
+
+
+def fashion() -> str:
+    """The same of a network that was retrained with a seed for each run."""
+    (result,) = (each for each in results() if each["setting"] == "fashion")
+    columns = {
+        f"{measurement}: LDS": _at_the_damping(result, measurement)
+        for measurement in ("loss", "margin")
+    }
+    return "\n".join([*_scores(columns, "lds_queries"), "", _setting(result)])
 
 
 def _setting(result: dict[str, Any]) -> str:

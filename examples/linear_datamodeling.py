@@ -43,23 +43,32 @@ class Trained(NamedTuple):
     Attributes:
         model: trained on the whole training set.
         l2: of its objective.
+        curvature: of its inverses.
         run: directory of the run's checkpoints; None where it has none.
+        measurement: what is explained of each query.
     """
 
     model: keras.Model
     l2: float
+    curvature: str
     run: pathlib.Path | None
+    measurement: str = "loss"
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Arguments of every method."""
+        return {"measurement": self.measurement, "verbose": 0}
 
     @property
     def own_damping(self) -> dict[str, Any]:
         """Of approximations that know the curvature of each layer, and damp it by itself."""
-        return {"l2": self.l2, "verbose": 0}
+        return {**self.common, "l2": self.l2}
 
     @property
     def inverse(self) -> dict[str, Any]:
         """Arguments of every inverse: an optimum needs no damping, an early stop does."""
         damping = {"damping": 0.0} if self.run is None else {"run": str(self.run)}
-        return self.own_damping | damping
+        return {**self.own_damping, "curvature": self.curvature, **damping}
 
 
 def _rank(trained: Trained, rank: int) -> int:
@@ -72,10 +81,10 @@ def _is_small(trained: Trained) -> bool:
 
 # A method is a row here: its name, and how it is made. None where the problem has no such method.
 METHODS: dict[str, Callable[[Trained], Any]] = {
-    "GradientDot": lambda t: ki.GradientDot(t.model, verbose=0),
-    "GradientDot, cosine": lambda t: ki.GradientDot(t.model, similarity="cosine", verbose=0),
-    "RandomProjection": lambda t: ki.RandomProjection(t.model, rank=_rank(t, 100), verbose=0),
-    "TracIn": lambda t: t.run and ki.TracIn(t.model, str(t.run), verbose=0),
+    "GradientDot": lambda t: ki.GradientDot(t.model, **t.common),
+    "GradientDot, cosine": lambda t: ki.GradientDot(t.model, similarity="cosine", **t.common),
+    "RandomProjection": lambda t: ki.RandomProjection(t.model, rank=_rank(t, 100), **t.common),
+    "TracIn": lambda t: t.run and ki.TracIn(t.model, str(t.run), **t.common),
     "DiagonalFisher": lambda t: ki.DiagonalFisher(t.model, **t.own_damping),
     "KFAC": lambda t: ki.KFAC(t.model, **t.own_damping),
     "EKFAC": lambda t: ki.EKFAC(t.model, **t.own_damping),
@@ -93,21 +102,27 @@ METHODS: dict[str, Callable[[Trained], Any]] = {
 }
 
 
-def train(problem: problems.Problem, directory: pathlib.Path) -> Trained:
+def train(problem: problems.Problem, directory: pathlib.Path, measurement: str = "loss") -> Trained:
     """Trains the model that is to be explained, and records the run where there is one."""
-    if problem.fit is None:
-        return Trained(problem.trained(), problem.l2, None)
-    recorder = ki.callbacks.TracInCheckpoint(str(directory))
-    return Trained(problem.trained([recorder]), problem.l2, directory)
+    run, recorders = None, []
+    if problem.fit is not None:
+        run, recorders = directory, [ki.callbacks.TracInCheckpoint(str(directory))]
+    model = problem.trained(recorders)
+    return Trained(model, problem.l2, problem.curvature, run, measurement)
 
 
 def evaluate(
     method: Any, problem: problems.Problem, masks: np.ndarray, losses: np.ndarray
 ) -> dict[str, Any]:
-    """Score, intervals and seconds of one method."""
+    """Score, intervals and seconds of one method, of losses that rise where what it explains falls.
+
+    That is so of a margin; of a loss itself, the other way round.
+    """
     start = time.perf_counter()
     method.fit(problem.train)
     scores = method.scores(problem.queries, problem.train)
+    if method.measurement != "loss":
+        scores = -scores
     return _row(scores, masks, losses, time.perf_counter() - start)
 
 
@@ -162,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
         processes=retraining_flags.PROCESSES.value
     )
     losses = bank.losses(_MEASUREMENT.value)
-    trained = train(problem, output / "checkpoints")
+    trained = train(problem, output / "checkpoints", _MEASUREMENT.value)
     print(f"{'method':24} {'LDS':>6}  {'over queries':>16}  {'over subsets':>16}  {'seconds':>7}")
     rows = {}
     for name, make_method in METHODS.items():

@@ -1,7 +1,7 @@
 """Examples in order, cut into batches of few static shapes."""
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,17 +113,29 @@ def cut(parts: Iterable[Part], ordered: bool = True) -> Iterator[Batch]:
         yield from each.end(exact)
 
 
-def joined(batches: Sequence[Batch], together: int) -> Iterator[Batch]:
-    """The examples of each shape in larger batches: of about as many as `together` had."""
-    shapes: dict[Shape, list[Batch]] = collections.defaultdict(list)
+def joined(batches: list[Batch], together: int) -> Iterator[Batch]:
+    """The examples of each shape in larger batches: of about as many as `together` had.
+
+    The list is emptied: of what was taken from here nothing is held twice.
+    """
+    shapes: dict[Any, collections.deque[Batch]] = collections.defaultdict(collections.deque)
     for batch in batches:
-        shapes[row_shapes(batch.examples)].append(batch)
+        shapes[None if together == 1 else row_shapes(batch.examples)].append(batch)
+    batches.clear()
     for alike in shapes.values():
+        if together == 1:
+            yield from _emptied(alike)
+            continue
         size = joined_size(sum(batch.num_examples for batch in alike), len(alike), together)
         yield from cut(
             Part(take(batch.examples, slice(batch.num_examples)), batch.ids, size)
-            for batch in alike
+            for batch in _emptied(alike)
         )
+
+
+def _emptied(batches: collections.deque[Batch]) -> Iterator[Batch]:
+    while batches:
+        yield batches.popleft()
 
 
 def joined_size(num_examples: int, num_batches: int, together: int) -> int:

@@ -12,6 +12,7 @@ from benchmarks import (
     scaling_tables,
     speed_tables,
     tables,
+    text_tables,
 )
 
 
@@ -227,3 +228,86 @@ def test_a_table_of_growth(tmp_path, monkeypatch):
     assert scaling_tables.growth().splitlines()[2] == (
         "| N | 1,000, 2,000 | 1.3, 1.3 | 0.50, 0.50 | 40, 40 | 1.00, 0.90, 0.00 |"
     )
+
+
+def test_a_table_of_turned_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
+    measured = {
+        "fit_seconds": 61.4,
+        "auc": 0.912,
+        "auc_interval": [0.9, 0.92],
+        "average_precision": 0.5,
+        "average_precision_interval": [0.45, 0.55],
+    }
+    rates = {
+        "examples_per_hour": 12345.6,
+        "tokens_per_second": 178.4,
+        "flops_per_example": 2.26e9,
+        "peak_megabytes": 2100.0,
+    }
+    rows = [
+        {"method": "tracin", "rank": None, "checkpoints": 3, **measured, "throughput": rates},
+        {"method": "loss", "rank": None, "checkpoints": None, **measured},
+    ]
+    settings = {
+        "num_train_examples": 100,
+        "num_tokens": 5120,
+        "num_mislabeled": 10,
+        "num_parameters": 1234,
+        "num_attributed": 234,
+        "num_last_layers": 2,
+        "epochs": 3,
+        "test_accuracy": 0.8,
+        "num_test_examples": 50,
+        "train_accuracy": 0.9,
+        "seed": 0,
+        "matmul_gflops": 100.0,
+    }
+    (tmp_path / "text-qnli-0.json").write_text(json.dumps({"settings": settings, "rows": rows}))
+    lines = text_tables.qnli().splitlines()
+    assert lines[0].startswith("QNLI, 100 training pairs of 51 tokens, 10 labels turned; a MiniLM")
+    assert "80.0% on 50 pairs held out, 90.0% on the given training labels" in lines[0]
+    assert lines[4:6] == [
+        "| `TracIn`, checkpoints: 3 | 61 | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) | 12,346 "
+        "| 178 | 2.3 | 2,100 |",
+        "| training loss (baseline) |  | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) |  |  |  |  |",
+    ]
+
+
+def test_a_table_of_stacked_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
+    row = {
+        "epochs": 1,
+        "runs": 14,
+        "num_train": 3072,
+        "alone_seconds": 31.04,
+        "stacked_seconds": 10.0,
+        "ratio": [3.0, 3.1, 3.3],
+        "equal_runs": 11,
+        "median_difference": 2.4e-6,
+        "largest_difference_float64": 0.0,
+    }
+    settings = {"seed": 0, "batch_size": 64, "turns": 3, "matmul_gflops": 101.0}
+    (tmp_path / "stacking.json").write_text(json.dumps({"rows": [row], "settings": settings}))
+    lines = attribution_tables.stacking().splitlines()
+    assert lines[2] == "| 1 | 14 | 31.0 | 10.0 | 3.1 (3.0 to 3.3) | 11 | 2e-06 | 0e+00 |"
+    assert lines[-1].startswith("mlp, 3,072 images a run, batches of 64; medians of 3 turns")
+
+
+def test_a_table_of_recorded_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
+    rows = [
+        {
+            "model": "mlp",
+            "num_parameters": 1234,
+            "record": record,
+            "step_milliseconds": [1.0, milliseconds, 3.0],
+            "ratio": [low, 1.1, 1.2],
+        }
+        for record, milliseconds, low in (("ids and rates", 2.0, 0.98), ("and losses", 2.2, 1.05))
+    ]
+    settings = {"seed": 0, "batch_size": 64, "turns": 11, "steps": 100, "matmul_gflops": 99.0}
+    (tmp_path / "recording.json").write_text(json.dumps({"rows": rows, "settings": settings}))
+    lines = attribution_tables.recording().splitlines()
+    assert lines[0] == "| model (parameters) | a step, ms | ids and rates | and losses |"
+    assert lines[2] == "| mlp (1,234) | 2.1 | +10% (-2 to +20) | +10% (+5 to +20) |"

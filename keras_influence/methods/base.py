@@ -45,7 +45,8 @@ class InfluenceMethod(Planned, abc.ABC):
             default. `summary()` says which share of the parameters they are.
         sequence_reduction: `"mean"` or `"sum"` of a sequence's token losses.
         batch_size: examples computed together; defaults to the dataset's own batch size. It changes
-            speed and memory, and no score beyond rounding.
+            speed and memory, and no score beyond rounding. Products with a curvature join batches
+            whose tensors take few MB.
         steps_per_execution: batches that one execution goes through on the device, as in
             `model.compile`: more of them where a batch takes the device less time than the host.
         memory_budget: bytes that a job may take at its peak, on the host and on an accelerator

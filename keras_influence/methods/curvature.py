@@ -62,19 +62,21 @@ class FrozenCurvature:
         self._l2 = l2
         self._budget = budget
         self._block: int | None = None
-        # The largest: of sequences, the longest.
-        largest = max((batch.examples for batch in frozen), key=_bytes)
         self.fingerprint = batches_fingerprint(frozen)
         self._completed = functools.partial(self._complete)
         self._taken = functools.partial(tf.gather)
         self._stacked = functools.partial(_stack)
-        together = 1
-        if steps_per_execution == 1:
-            together = batches_together(maps, model, kind, largest, len(frozen))
-        batches = frozen if together == 1 else list(data.joined(frozen, together))
-        self._example: Any = max((batch.examples for batch in batches), key=_bytes)
-        self._batches = distribution.place(batches, model, steps_per_execution)
-        frozen.clear()
+        # The largest: of sequences, the longest.
+        self._example: Any = max((batch.examples for batch in frozen), key=_bytes)
+        self._batches: list[Any] = []
+        if steps_per_execution > 1:
+            self._batches += distribution.place(frozen, model, steps_per_execution)
+            frozen.clear()
+            return
+        together = batches_together(maps, model, kind, self._example, len(frozen))
+        for batch in data.joined(frozen, together):
+            self._example = max(self._example, batch.examples, key=_bytes)
+            self._batches += distribution.place([batch], model)
 
     def __call__(self, vector: Any) -> tf.Tensor:
         """H v, [p]: one pass over the examples."""
