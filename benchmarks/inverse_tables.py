@@ -42,7 +42,7 @@ LINES: dict[str, Callable[[Row], bool]] = {
 }
 
 # Settings of the summary.
-SUMMARY = ("digits-1e-2", "digits-1e-3", "mnist-one")
+SUMMARY = ("digits-1e-2", "digits-1e-3", "mnist-one", "mnist-own")
 
 
 def results() -> list[dict[str, Any]]:

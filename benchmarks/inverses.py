@@ -85,6 +85,7 @@ SETTINGS = {
     "digits-1e-3": Setting(problems.PROBLEMS["digits-1e-3"], lissa_depth=400, from_run=False),
     "mnist-one": Setting(problems.PROBLEMS["mnist-one"]),
     "mnist-own": Setting(problems.PROBLEMS["mnist-own"]),
+    "mnist-own-narrow": Setting(problems.PROBLEMS["mnist-own-narrow"]),
     "small_cnn": Setting(small_cnn, has_bank=False, lissa_depth=200),
     "fashion": Setting(
         problems.PROBLEMS["fashion"],

@@ -216,11 +216,19 @@ class Continued:
         return model
 
 
-def mnist_model() -> keras.Model:
+def mnist_model(kernel_initializer: str | dict[str, Any] = "glorot_uniform") -> keras.Model:
     """Softmax regression on 784 pixels: 7,850 parameters."""
-    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+    dense = keras.layers.Dense(10, kernel_initializer=kernel_initializer)
+    model = keras.Sequential([keras.Input((784,)), dense])
     model.compile(keras.optimizers.SGD(0.01), _LOSS)
     return model
+
+
+def narrow_mnist_model() -> keras.Model:
+    """The same from weights within 1 / sqrt(784), as PyTorch draws them: of 0.41 the deviation."""
+    width = 784**-0.5
+    config = {"minval": -width, "maxval": width}
+    return mnist_model({"class_name": "RandomUniform", "config": config})
 
 
 def fashion_model() -> keras.Model:
@@ -273,7 +281,7 @@ def digits_cnn(l2: float, start: pathlib.Path, num_train: int = 500) -> Problem:
     )
 
 
-def mnist(seeds: str, data_dir: str | None) -> Problem:
+def mnist(seeds: str, make_model: Callable[[], keras.Model], data_dir: str | None) -> Problem:
     """5,000 training images and 500 test images, 20 epochs of plain SGD: not converged."""
     data = image_data.load("mnist", data_dir, 5000)
     images, queries = (
@@ -281,7 +289,7 @@ def mnist(seeds: str, data_dir: str | None) -> Problem:
         for images in (data.train_images, data.test_images[:500])
     )
     return Problem(
-        mnist_model,
+        make_model,
         (images, data.train_labels),
         (queries, data.test_labels[:500]),
         ki.trainers.random_subsets(5000, 100),
@@ -310,7 +318,8 @@ def fashion(data_dir: str | None) -> Problem:
 PROBLEMS: dict[str, Callable[[str | None], Problem]] = {
     "digits-1e-2": lambda data_dir: digits(1e-2),
     "digits-1e-3": lambda data_dir: digits(1e-3),
-    "mnist-one": functools.partial(mnist, "shared"),
-    "mnist-own": functools.partial(mnist, "own"),
+    "mnist-one": functools.partial(mnist, "shared", mnist_model),
+    "mnist-own": functools.partial(mnist, "own", mnist_model),
+    "mnist-own-narrow": functools.partial(mnist, "own", narrow_mnist_model),
     "fashion": fashion,
 }
