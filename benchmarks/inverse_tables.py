@@ -42,7 +42,7 @@ LINES: dict[str, Callable[[Row], bool]] = {
 }
 
 # Settings of the summary.
-SUMMARY = ("digits-1e-2", "digits-1e-3", "mnist-one", "mnist-own")
+SUMMARY = ("digits-1e-3", "mnist-one", "mnist-own", "mnist-own-narrow")
 
 
 def results() -> list[dict[str, Any]]:
