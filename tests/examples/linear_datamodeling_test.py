@@ -31,6 +31,17 @@ def test_the_exact_inverse_predicts_what_gradients_alone_do_not(tmp_path):
     assert np.isfinite(found["GradientDot"]["seconds"])
 
 
+def test_margins_are_predicted_by_influences_on_margins(tmp_path):
+    problem = tiny()
+    bank = problem.bank(tmp_path / "bank").run()
+    trained = linear_datamodeling.train(problem, tmp_path / "run", "margin")
+    exact = linear_datamodeling.METHODS["ExactInfluence"](trained)
+    assert exact.measurement == "margin"
+    losses = bank.losses("margin")
+    found = linear_datamodeling.evaluate(exact, problem, bank.masks, losses)
+    assert found["lds"] > 0.85
+
+
 def test_datamodels_are_held_against_subsets_that_they_have_not_seen():
     # Outputs that are minus a sum over the subset of halving weights.
     random = np.random.default_rng(0)
