@@ -114,9 +114,13 @@ def train(problem: problems.Problem, directory: pathlib.Path, measurement: str =
 def evaluate(
     method: Any, problem: problems.Problem, masks: np.ndarray, losses: np.ndarray
 ) -> dict[str, Any]:
-    """Score, intervals and seconds of one method, of losses that rise where what it explains falls.
+    """Score, intervals and seconds of one method.
 
-    That is so of a margin; of a loss itself, the other way round.
+    Args:
+        method: not fitted.
+        problem: its data.
+        masks, losses: of the bank's subsets; of a margin, as of `RetrainingBank.losses`, more is
+            worse, so that they are minus what the method explains.
     """
     start = time.perf_counter()
     method.fit(problem.train)
