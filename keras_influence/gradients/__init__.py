@@ -10,6 +10,7 @@ from keras_influence.gradients.measurements import MEASUREMENTS
 from keras_influence.gradients.outputs import OutputMaps
 from keras_influence.gradients.parameters import ParameterVector, select_variables
 from keras_influence.gradients.projector import Projector
+from keras_influence.gradients.roots import gram, num_roots
 from keras_influence.gradients.rules import register_rule
 from keras_influence.gradients.rules.elementwise import elementwise
 
@@ -29,7 +30,9 @@ __all__ = [
     "check_curvature",
     "declare_convex",
     "elementwise",
+    "gram",
     "graph_flops",
+    "num_roots",
     "projection_flops",
     "register_rule",
     "select_variables",

@@ -99,12 +99,15 @@ class Point(NamedTuple):
         softmax: whether the loss is a cross-entropy of the softmax of `tensor`; else it is a sum
             over the entries of `tensor`, as are all others that are known here.
         axis: of the classes.
+        free_of_labels: whether the loss's second derivatives by `tensor` are the same for all
+            labels, so that the Fisher matrix is the Gauss-Newton one.
     """
 
     output: tf.Tensor
     tensor: tf.Tensor
     softmax: bool
     axis: int
+    free_of_labels: bool
 
     @property
     def width(self) -> int:
@@ -149,16 +152,17 @@ def point(loss: keras.Loss, output: tf.Tensor, seen: tf.Tensor) -> Point:
     convex = _find(loss)
     softmax = convex.activation == "Softmax"
     axis = getattr(loss, "axis", -1) if softmax else -1
+    free_of_labels = convex.likelihood and convex.expected_labels is None
     if convex.activation is None:
-        return Point(output, output, softmax, axis)
+        return Point(output, output, softmax, axis, free_of_labels)
     logits = getattr(seen, "_keras_logits", None)
     operation = None if tf.executing_eagerly() else seen.op
     if logits is None and operation is not None and operation.type == convex.activation:
         logits = operation.inputs[0]
     if logits is not None:
-        return Point(output, logits, softmax, axis)
+        return Point(output, logits, softmax, axis, free_of_labels)
     if getattr(loss, "from_logits", False):
-        return Point(output, output, softmax, axis)
+        return Point(output, output, softmax, axis, free_of_labels)
     raise ValueError(
         f"The loss {loss.name!r} is convex in logits, and these cannot be told from the model's "
         f"probabilities: its last operation is no {convex.activation.lower()}, or their dtype is "

@@ -11,8 +11,9 @@ Random numbers are a function of seed, draw, example and entry: how examples are
 nothing.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -63,21 +64,44 @@ def pairing_losses(
     return total * weights
 
 
-def num_terms(
+class Terms(NamedTuple):
+    """The terms of the expectation over labels.
+
+    Attributes:
+        count: draws that it takes.
+        exact: whether they add up to it with no random signs: each output has one position.
+        free_of_labels: see `Point`.
+    """
+
+    count: int
+    exact: bool
+    free_of_labels: bool
+
+
+def label_terms(
     model: Callable[[Any], Any], losses: Callable[[Any, Any, Any], tf.Tensor], batch: Any
-) -> int:
-    """Draws that an expectation takes."""
-    widths = []
+) -> Terms:
+    """Of a batch; nothing is run.
+
+    Args:
+        model: x -> outputs.
+        losses: (y, outputs, sample_weight) -> l_i [B].
+        batch: as `model.fit` takes it.
+    """
+    found: list[Terms] = []
 
     def trace(examples: Any) -> tf.Tensor:
         x, y, sample_weight = (*examples, None)[:3]
         points = points_of(losses, y, model(x), sample_weight)
-        widths.append(sum(point.width for point in points))
+        entries = sum(math.prod(point.tensor.shape[1:]) for point in points)
+        count = sum(point.width for point in points)
+        free = all(point.free_of_labels for point in points)
+        found.append(Terms(count, entries == count, free))
         return tf.zeros([])
 
     leaves = tf.nest.map_structure(tf.convert_to_tensor, batch)
     tf.function(trace, autograph=False).get_concrete_function(leaves)
-    return widths[-1]
+    return found[-1]
 
 
 def _sampled_unit(point: Point, draws: "_Draws") -> tf.Tensor:

@@ -117,6 +117,12 @@ class Linearization:
             for position in range(len(shapes))
         ]
 
+    def rows(self) -> tf.Tensor:
+        """The same as vectors, [B, p]."""
+        sizes = self.parameters.sizes
+        parts = zip(self.gradients(), sizes, strict=True)
+        return tf.concat([tf.reshape(part, [-1, size]) for part, size in parts], axis=1)
+
     def as_directions(self) -> Directions:
         """The gradients themselves as directions, in factors where that is cheaper to multiply."""
         gradients: list[tf.Tensor] = []

@@ -27,7 +27,7 @@ from keras_influence.gradients.coverage import (
 from keras_influence.gradients.factors import CONTRACTIONS, Contraction
 from keras_influence.gradients.gauss_newton import gauss_newton
 from keras_influence.gradients.graphs import tensor_bytes
-from keras_influence.gradients.labels import num_terms, pairing_losses
+from keras_influence.gradients.labels import Terms, label_terms, pairing_losses
 from keras_influence.gradients.linearization import (
     Directions,
     Linearization,
@@ -265,9 +265,9 @@ class LossMaps:
         coverage = self.coverage(batch)
         return linearize(coverage, self.parameters, losses, (batch, ids, weights), self.contraction)
 
-    def num_label_terms(self, batch: Any) -> int:
-        """Terms of the expectation over labels: draws that `labels="expected"` takes."""
-        return num_terms(self.outputs, self.output_losses, batch)
+    def label_terms(self, batch: Any) -> Terms:
+        """What `labels="expected"` takes the expectation of."""
+        return label_terms(self.outputs, self.output_losses, batch)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` as one graph for each shape of its arguments, as the maps are."""
@@ -364,14 +364,7 @@ class LossMaps:
 
     def _example_gradients(self, batch: Any) -> tf.Tensor:
         """grad l_i of each example, [batch, p]. For few examples: it holds them all."""
-        gradients = self.linearize(batch).gradients()
-        return tf.concat(
-            [
-                tf.reshape(gradient, [-1, size])
-                for gradient, size in zip(gradients, self.parameters.sizes, strict=True)
-            ],
-            axis=1,
-        )
+        return self.linearize(batch).rows()
 
     def _gradient_directions(self, batch: Any) -> Directions:
         """The examples' gradients as directions, for products with those of other batches.

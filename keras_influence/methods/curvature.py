@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data, distribution, storage
-from keras_influence.gradients import LossMaps
+from keras_influence.gradients import LossMaps, gram, num_roots
 
 # Random vectors that estimate a trace.
 NUM_PROBES = 8
@@ -67,15 +67,15 @@ class FrozenCurvature:
         self._taken = functools.partial(tf.gather)
         self._stacked = functools.partial(_stack)
         # The largest: of sequences, the longest.
-        self._example: Any = max((batch.examples for batch in frozen), key=_bytes)
+        self._largest: Any = max((batch.examples for batch in frozen), key=_bytes)
         self._batches: list[Any] = []
         if steps_per_execution > 1:
             self._batches += distribution.place(frozen, model, steps_per_execution)
             frozen.clear()
             return
-        together = batches_together(maps, model, kind, self._example, len(frozen))
+        together = batches_together(maps, model, kind, self._largest, len(frozen))
         for batch in data.joined(frozen, together):
-            self._example = max(self._example, batch.examples, key=_bytes)
+            self._largest = max(self._largest, batch.examples, key=_bytes)
             self._batches += distribution.place([batch], model)
 
     def __call__(self, vector: Any) -> tf.Tensor:
@@ -122,12 +122,37 @@ class FrozenCurvature:
         self.seconds += time.perf_counter() - start
         return tf.concat(blocks, axis=0)
 
+    def num_roots(self) -> int:
+        """Of each example, in `grams`; 0 where products are the better way, or the only one."""
+        return num_roots(self._maps, self._largest, self._kind)
+
+    def num_grams(self, num_roots: int) -> int:
+        """How many `grams` there are."""
+        return len(self._batches) * len(self._terms(num_roots))
+
+    def grams(self, num_roots: int) -> Iterator[np.ndarray]:
+        """Matrices [p, p] of which H - l2 I is the sum / n: of batches and some of the roots."""
+        start = time.perf_counter()
+        function = self._maps.compiled(functools.partial(gram, self._maps))
+        for batch in self._batches:
+            for terms in self._terms(num_roots):
+                part = distribution.total(function, [batch], self._model, tf.constant(terms))
+                self.seconds += time.perf_counter() - start
+                yield part.numpy()
+                start = time.perf_counter()
+
+    def _terms(self, num_roots: int) -> list[np.ndarray]:
+        """The roots' numbers, as many together as the budget holds."""
+        examples = len(tf.nest.flatten(self._largest)[0])
+        bytes_each = examples * self.size * self._maps.parameters.dtype.size
+        together = int(np.clip(self._budget // bytes_each, 1, num_roots))
+        return np.array_split(np.arange(num_roots), -(-num_roots // together))
+
     def _rows(self, count: int) -> int:
         """Rows of one block: as even as can be, so that few graphs serve."""
         if self._block is None:
-            bytes_each = _product_bytes(self._maps, self._model, self._kind, self._example)
+            bytes_each = _product_bytes(self._maps, self._model, self._kind, self._largest)
             self._block = int(max(1, self._budget // bytes_each))
-            self._example = None
         return -(-count // -(-count // self._block))
 
 

@@ -22,8 +22,11 @@ _MEASURED = 400
 class ExactInfluence(InverseMethod):
     """Influence functions with the whole curvature matrix, decomposed in float64.
 
-    What the other inverses approximate, and the one to take while the p x p matrix fits: p products
-    with the curvature, 8 p^2 bytes, and about 9 p^3 flops for its eigenvalues.
+    What the other inverses approximate, and the one to take while the p x p matrix fits: 8 p^2
+    bytes, and about 9 p^3 flops for its eigenvalues. The matrix takes p products with the
+    curvature; or, for the Gauss-Newton and Fisher matrices of classifiers whose weights serve many
+    positions, a gradient and its outer product for each example and class, which is compared with a
+    product.
 
     Args:
         model: a built Keras model, trained, of at most `max_parameters` chosen parameters.
@@ -35,6 +38,10 @@ class ExactInfluence(InverseMethod):
 
     Attributes:
         eigenvalues: after `fit`, float64 [p], rising.
+        num_roots: after `fit`, gradients of an example that were multiplied; 0 where the matrix was
+            computed by columns.
+        discrepancy: after `fit`, relative: between the matrix and its transpose, or, of outer
+            products, between one of its products with a vector and the curvature's own.
 
     Raises:
         ValueError: in `fit`, more parameters than `max_parameters`.
@@ -58,7 +65,8 @@ class ExactInfluence(InverseMethod):
         self.negative_eigenvalues = negative_eigenvalues
         self.max_parameters = max_parameters
         self.eigenvalues: np.ndarray | None = None
-        self.asymmetry: float | None = None
+        self.discrepancy: float | None = None
+        self.num_roots = 0
         self._vectors: np.ndarray | None = None
 
     def _fit(self, dataset: Any) -> int:
@@ -70,17 +78,41 @@ class ExactInfluence(InverseMethod):
                 "use ConjugateGradient or Arnoldi."
             )
         operator, num_train = self._begin(dataset)
-        matrix = self._dense(operator)
+        matrix = self._matrix(operator)
         if not np.isfinite(matrix).all():
             raise FloatingPointError("A product of the curvature is not finite.")
-        norm = np.linalg.norm(matrix)
-        self.asymmetry = float(np.linalg.norm(matrix - matrix.T) / norm) if norm else 0.0
-        matrix += matrix.T
-        matrix *= 0.5
         self.eigenvalues, self._vectors = scipy.linalg.eigh(matrix, overwrite_a=True)
         return num_train
 
-    def _dense(self, operator: FrozenCurvature) -> np.ndarray:
+    def _matrix(self, operator: FrozenCurvature) -> np.ndarray:
+        num_roots = operator.num_roots()
+        if num_roots:
+            matrix = self._outer_products(operator, num_roots)
+            signs = np.random.default_rng(self.seed).choice([-1.0, 1.0], operator.size)
+            dtype = self.maps.parameters.dtype
+            product = operator(tf.constant(signs, dtype)).numpy().astype(np.float64)
+            self.num_roots, self.discrepancy = num_roots, _relative(matrix @ signs, product)
+            # Not so of sample weights below zero, or of two losses of one output.
+            if self.discrepancy < np.sqrt(np.finfo(dtype.as_numpy_dtype).eps):
+                return matrix
+        matrix = self._columns(operator)
+        self.num_roots, self.discrepancy = 0, _relative(matrix.T, matrix)
+        matrix += matrix.T
+        matrix *= 0.5
+        return matrix
+
+    def _outer_products(self, operator: FrozenCurvature, num_roots: int) -> np.ndarray:
+        progress = self._progress("parts of the curvature", operator.num_grams(num_roots))
+        matrix = np.zeros((operator.size, operator.size))
+        for part in operator.grams(num_roots):
+            matrix += part
+            progress.add(1)
+        progress.close()
+        matrix /= operator.num_examples
+        matrix[np.diag_indices_from(matrix)] += self.l2
+        return matrix
+
+    def _columns(self, operator: FrozenCurvature) -> np.ndarray:
         dtype = self.maps.parameters.dtype
         progress = self._progress("columns of the curvature", operator.size)
         matrix = np.empty((operator.size, operator.size))
@@ -96,14 +128,27 @@ class ExactInfluence(InverseMethod):
         yield from self._begin_work(job)
         frozen, size = job.joined(self.num_examples), job.size
         block, matrix = min(_BLOCK, size), 8.0 * size**2
-        yield Work(
-            "columns of the curvature",
-            job.products(frozen, block),
-            size / block * frozen.num_batches,
-            size,
-            host=matrix,
-            device=frozen.bytes + block * job.vector_bytes,
-        )
+        num_roots = job.num_roots(frozen)
+        if num_roots:
+            yield Work(
+                "outer products",
+                job.grams(frozen, num_roots),
+                frozen.num_batches,
+                host=matrix,
+                device=frozen.bytes,
+            )
+            yield Work(
+                "a product to compare with", job.curvature(frozen), frozen.num_batches, 1, host=matrix
+            )
+        else:
+            yield Work(
+                "columns of the curvature",
+                job.products(frozen, block),
+                size / block * frozen.num_batches,
+                size,
+                host=matrix,
+                device=frozen.bytes + block * job.vector_bytes,
+            )
         measured = min(size, _MEASURED)
         # The matrix, a copy in the other order, the eigenvectors.
         yield Work("eigenvalues", decomposition(measured), (size / measured) ** 3, host=3 * matrix)
@@ -152,7 +197,13 @@ class ExactInfluence(InverseMethod):
         share = np.abs(below).sum() / total if total else 0.0
         yield (
             f"negative eigenvalues: {len(below)}, {share:.1%} of the magnitude "
-            f"({self.negative_eigenvalues}); asymmetry {self.asymmetry:.1e}"
+            f"({self.negative_eigenvalues})"
+        )
+        yield (
+            f"matrix: outer products of {self.num_roots} gradients an example; a product differs "
+            f"by {self.discrepancy:.1e}"
+            if self.num_roots
+            else f"matrix: column by column; asymmetry {self.discrepancy:.1e}"
         )
         weights = self._weights()
         left_out = int((weights == 0).sum())
@@ -183,14 +234,22 @@ class ExactInfluence(InverseMethod):
             **super()._state(),
             "eigenvalues": self.eigenvalues,
             "eigenvectors": self._vectors,
-            "asymmetry": np.array(self.asymmetry),
+            "discrepancy": np.array(self.discrepancy),
+            "num_roots": np.array(self.num_roots),
         }
 
     def _set_state(self, arrays: dict[str, np.ndarray]) -> None:
         super()._set_state(arrays)
         if arrays:
             self.eigenvalues, self._vectors = arrays["eigenvalues"], arrays["eigenvectors"]
-            self.asymmetry = float(arrays["asymmetry"])
+            self.discrepancy = float(arrays["discrepancy"])
+            self.num_roots = int(arrays["num_roots"])
+
+
+def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """|found - expected| / |expected|, 0 where both are."""
+    norm = np.linalg.norm(expected)
+    return float(np.linalg.norm(found - expected) / norm) if norm else 0.0
 
 
 def decomposition(size: int) -> Unit:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_influence import data
-from keras_influence.gradients import LossMaps, graph_flops, projection_flops
+from keras_influence.gradients import LossMaps, graph_flops, num_roots, projection_flops
 from keras_influence.linalg import Basis, arnoldi
 from keras_influence.methods.curvature import FrozenCurvature, batches_together
 
@@ -258,6 +258,30 @@ class Job:
             "curvature",
             count,
             self._sample_bytes(load) + count * self.vector_bytes,
+        )
+
+    def num_roots(self, load: Load) -> int:
+        """See `FrozenCurvature.num_roots`."""
+        return num_roots(self.method.maps, load.sample[0].examples, self._kind)
+
+    def grams(self, load: Load, num_roots: int) -> Unit:
+        """One batch's part of the curvature as outer products."""
+
+        def prepare() -> Callable[[], Any]:
+            operator = self._operator(load)
+            return lambda: sum(part.shape[0] for part in operator.grams(num_roots))
+
+        def flops() -> float:
+            gradient = self._projection_flops(load, 1)
+            return num_roots * (gradient + 2.0 * load.batch_size * self.size**2)
+
+        rows = min(num_roots * load.batch_size * self.vector_bytes, self.method.direction_bytes)
+        return Unit(
+            ("grams", load.batch_size, num_roots),
+            prepare,
+            len(load.sample),
+            flops,
+            operands=self._sample_bytes(load) + rows + self.size * self.vector_bytes,
         )
 
     def orthogonalization(self, count: int, make: Callable[[int], Basis] | None = None) -> Unit:

@@ -1,5 +1,6 @@
 """Gauss-Newton and Fisher products against J' L J formed densely, L written down by hand."""
 
+import functools
 import math
 
 import keras
@@ -54,6 +55,11 @@ def logits_of(model, x):
 
 def columns(product, batch, weights, size):
     return np.stack([product(batch, vector, weights) for vector in np.eye(size)])
+
+
+def gram(maps, batch, terms, weights):
+    compiled = maps.compiled(functools.partial(gradients.gram, maps))
+    return compiled(batch, tf.constant(terms), tf.constant(weights))
 
 
 def softmax_curvature(p):
@@ -242,6 +248,25 @@ def test_the_fisher_matrix_is_that_of_gradients_by_labels_of_the_model():
     np.testing.assert_allclose(found, expected, atol=1e-6)  # Keras's log(f + 1e-7).
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_outer_products_of_roots_add_up_to_it(name):
+    loss, activation, labels, _, _, fisher = CASES[name]
+    random, x, classes = _draw()
+    maps = LossMaps(network(loss, activation))
+    batch = (x, labels(random, classes), random.uniform(size=NUM))
+    terms = maps.label_terms(batch)
+    assert terms.exact and terms.count == 3
+    likelihood = not isinstance(fisher, str)
+    assert terms.free_of_labels == (likelihood and name not in ("poisson", "kl"))
+    if not likelihood:
+        return
+    weights = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+    found = sum(gram(maps, batch, part, weights) for part in ([0, 2], [1]))
+    for product in [maps.fisher] + [maps.gauss_newton] * terms.free_of_labels:
+        expected = columns(product, batch, weights, maps.parameters.size)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -282,6 +307,8 @@ def test_tokens_with_a_mask_count_by_themselves():
     expected = np.einsum("t,tap,tab,tbq->pq", weights, jacobians, softmax_curvature(p), jacobians)
     found = columns(maps.gauss_newton, (x, y), None, maps.parameters.size)
     np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert not maps.label_terms((x, y)).exact
+    assert gradients.num_roots(maps, (x, y), "gauss_newton") == 0
 
 
 def test_outputs_with_losses_and_weights_of_their_own():
@@ -310,6 +337,10 @@ def test_outputs_with_losses_and_weights_of_their_own():
         "nap,nab,nbq->pq", first, 0.5 * softmax_curvature(softmax(logits())), first
     ) + 6 * np.einsum("nap,naq->pq", second, second)
     found = columns(maps.gauss_newton, batch, None, maps.parameters.size)
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    # Three rows of the classes and one of the value.
+    assert maps.label_terms(batch) == (4, True, True)
+    found = gram(maps, batch, np.arange(4), np.ones(NUM))
     np.testing.assert_allclose(found, expected, atol=1e-10)
 
 

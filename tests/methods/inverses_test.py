@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_influence as ki
+from keras_influence.methods import curvature as curvature_module
 from tests import cases
 
 DAMPING, L2 = 0.02, 0.01
@@ -87,6 +88,40 @@ def test_the_gauss_newton_matrix_in_place_of_the_hessian(problem, curvature):
     arnoldi = ki.Arnoldi(model, len(matrix), len(matrix), **options).fit(train)
     largest = arnoldi.eigenbasis.values[:5]
     np.testing.assert_allclose(largest, method.eigenvalues[:-6:-1], rtol=1e-8)
+
+
+@pytest.mark.parametrize("curvature", ki.gradients.CURVATURES[1:])
+def test_a_convolution_takes_fewer_outer_products_than_columns(curvature, monkeypatch):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Conv2D(2, 3, activation="tanh"), keras.layers.GlobalAveragePooling2D()]
+    model = keras.Sequential([keras.Input((6, 6, 1)), *layers, keras.layers.Dense(3)])
+    model.compile("sgd", cases.SPARSE)
+    x, y = cases.images(24)
+    options = {"damping": 0.1, "l2": 0.01, "curvature": curvature, "batch_size": 7}
+    # Rows of 24 examples, of 29 numbers: one class at a time.
+    options["direction_bytes"] = 24 * 29 * 4
+    method = ki.ExactInfluence(model, **options).fit((x, y))
+    assert method.num_roots == 3 and method.discrepancy < 1e-5
+    lines = []
+    method.summary(lines.append)
+    assert any("outer products of 3 gradients an example; a product differs" in s for s in lines)
+    with monkeypatch.context() as patch:
+        patch.setattr(curvature_module, "num_roots", lambda *_: 0)
+        columns = ki.ExactInfluence(model, **options).fit((x, y))
+    assert columns.num_roots == 0 and columns.discrepancy < 1e-5
+    largest = columns.eigenvalues[-1]
+    np.testing.assert_allclose(method.eigenvalues, columns.eigenvalues, atol=1e-6 * largest)
+    scores = columns.scores((x, y), (x, y))
+    np.testing.assert_allclose(method.scores((x, y), (x, y)), scores, atol=1e-4 * scores.max())
+    assert ki.ExactInfluence(model, damping=0.1).fit((x, y)).num_roots == 0
+    # One product, by which the matrix is checked.
+    plan = ki.ExactInfluence(model, **options).plan((x, y))
+    assert plan.hessian_products == plan.calls["curvature"] == 1 and "outer products" in str(plan)
+
+    # Weights below zero have no root: the comparison finds it, and the matrix comes by columns.
+    signed = (x, y, np.where(np.arange(24) < 4, 1.0, -0.5))
+    found = ki.ExactInfluence(model, **options).fit(signed)
+    assert found.num_roots == 0 and found.eigenvalues[0] < -0.01
 
 
 def test_a_curvature_that_is_none():
