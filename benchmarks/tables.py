@@ -16,6 +16,7 @@ import attribution_tables as attribution
 import inverse_tables as inverses
 import scaling_tables as scaling
 import speed_tables as speed
+import text_tables as text
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -52,6 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "plan-errors": scaling.plan_errors,
     "tpu-compile": scaling.tpu_compile,
     "scaling": scaling.scaling,
+    "qnli": text.qnli,
 }
 
 

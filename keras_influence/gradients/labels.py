@@ -68,12 +68,12 @@ class Terms(NamedTuple):
     """The terms of the expectation over labels.
 
     Attributes:
-        count: draws that it takes.
+        size: draws that it takes.
         exact: whether they add up to it with no random signs: each output has one position.
         free_of_labels: see `Point`.
     """
 
-    count: int
+    size: int
     exact: bool
     free_of_labels: bool
 

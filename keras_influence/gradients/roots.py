@@ -31,7 +31,7 @@ def num_roots(maps: LossMaps, batch: Any, kind: str) -> int:
     # A product is at least a gradient, and so is a row.
     gradient = sum(projection_flops(maps, batch, 1).values())
     size = maps.parameters.size
-    return terms.count if terms.count * (gradient + 2.0 * size**2) < size * gradient else 0
+    return terms.size if terms.size * (gradient + 2.0 * size**2) < size * gradient else 0
 
 
 def gram(maps: LossMaps, batch: Any, terms: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,7 @@
 """Linear algebra on flat vectors and functions. Knows no model and no dataset."""
 
 from keras_influence.linalg.basis import Basis, HostBasis
+from keras_influence.linalg.block_conjugate_gradient import block_conjugate_gradient
 from keras_influence.linalg.conjugate_gradient import Solutions, conjugate_gradient
 from keras_influence.linalg.device import DeviceBasis, OneDevice
 from keras_influence.linalg.krylov import arnoldi, basis_rows, check_limits
@@ -24,6 +25,7 @@ __all__ = [
     "Step",
     "arnoldi",
     "basis_rows",
+    "block_conjugate_gradient",
     "check_limits",
     "conjugate_gradient",
     "distill",

@@ -11,7 +11,7 @@ from absl import logging
 
 from keras_influence import data
 from keras_influence.gradients import Projector
-from keras_influence.linalg import Solutions, conjugate_gradient
+from keras_influence.linalg import Solutions, block_conjugate_gradient
 from keras_influence.methods.curvature import FrozenCurvature
 from keras_influence.methods.inverse import InverseMethod
 from keras_influence.methods.work import Job, Load, Work
@@ -20,13 +20,15 @@ from keras_influence.methods.work import Job, Load, Work
 class ConjugateGradient(InverseMethod):
     """Influence functions by conjugate gradients (Martens 2010; Koh & Liang 2017, section 3).
 
-    Each query's (H + damping I) h = g is solved by itself, to a residual that is known; all queries
-    of a block share each pass over the examples. Exact as far as it converges, at the price of tens
-    to hundreds of passes over the examples for every block of queries: for questions that are few,
-    or to check the other inverses by.
+    (H + damping I) h = g is solved for all queries of a block in the space that they span together
+    (see `linalg.block_conjugate_gradient`), each to a residual that is known, and they share each
+    pass over the examples: the more queries come together, the fewer passes. Exact as far as it
+    converges, at the price of tens of passes for every block of queries: for questions that are
+    few, or to check the other inverses by.
 
-    A query whose recurrence meets a direction without positive curvature stops there, and is
-    counted: `summary()` and a warning say how many, and which damping would have been enough.
+    Where a direction without positive curvature is met, each query of the block is solved by itself
+    instead, stops at the first one that it meets, and is counted: `summary()` and a warning say how
+    many, and which damping would have been enough.
 
     Args:
         model: a built Keras model, trained.
@@ -46,7 +48,7 @@ class ConjugateGradient(InverseMethod):
     >>> scores = method.scores(queries=test, train=train)
     """
 
-    _vectors_per_query = 6
+    _vectors_per_query = 9
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class ConjugateGradient(InverseMethod):
             job.products(frozen, count),
             products * frozen.num_batches,
             products * count,
-            device=frozen.bytes + 7 * count * job.vector_bytes,
+            device=frozen.bytes + 10 * count * job.vector_bytes,
         )
         if self.preconditioner is not None:
             for work in self.preconditioner._solve_work(job, blocks):
@@ -117,7 +119,7 @@ class ConjugateGradient(InverseMethod):
         assert operator is not None
         progress = self._progress("conjugate gradients", self.max_iterations)
         try:
-            self.solutions = conjugate_gradient(
+            self.solutions = block_conjugate_gradient(
                 lambda rows: operator.products(rows) + self._damping * rows,
                 vectors,
                 tolerance=self.tolerance,

@@ -138,7 +138,11 @@ class ExactInfluence(InverseMethod):
                 device=frozen.bytes,
             )
             yield Work(
-                "a product to compare with", job.curvature(frozen), frozen.num_batches, 1, host=matrix
+                "a product to compare with",
+                job.curvature(frozen),
+                frozen.num_batches,
+                1,
+                host=matrix,
             )
         else:
             yield Work(

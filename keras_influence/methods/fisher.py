@@ -161,7 +161,7 @@ class FisherMethod(InverseMethod):
         """Finds the blocks; the number of draws of labels."""
         self.blocks = find_blocks(self.maps.coverage(examples), self._max_columns)
         if self.labels == "expected":
-            return self.maps.label_terms(examples).count
+            return self.maps.label_terms(examples).size
         return self.num_samples
 
     def _identity(self, batches: Sequence[data.Batch], num_train: int) -> dict[str, Any]:

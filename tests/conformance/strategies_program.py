@@ -128,7 +128,12 @@ def mixed_results(new_scope):
         model.compile("sgd", cases.SPARSE)
     arnoldi = ki.Arnoldi(model, 3, 12, batch_size=6).fit(train)
     dot = ki.GradientDot(model, batch_size=6).fit(train)
+    exact = ki.ExactInfluence(
+        model, damping=0.1, curvature="gauss_newton", variables=model.body.layers[0], batch_size=6
+    ).fit(train)
+    assert exact.num_roots == 3
     return {
+        "mixed: exact eigenvalues": exact.eigenvalues,
         "mixed: eigenvalues": arnoldi.eigenbasis.values,
         "mixed: self-influence": arnoldi.self_influence(train),
         "mixed: products": dot.scores(train, train),

@@ -255,7 +255,7 @@ def test_outer_products_of_roots_add_up_to_it(name):
     maps = LossMaps(network(loss, activation))
     batch = (x, labels(random, classes), random.uniform(size=NUM))
     terms = maps.label_terms(batch)
-    assert terms.exact and terms.count == 3
+    assert terms.exact and terms.size == 3
     likelihood = not isinstance(fisher, str)
     assert terms.free_of_labels == (likelihood and name not in ("poisson", "kl"))
     if not likelihood:

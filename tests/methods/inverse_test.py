@@ -83,17 +83,23 @@ def test_conjugate_gradients_stop_at_negative_curvature(caplog):
     np.testing.assert_allclose(found[0], -1 / np.sin(theta), rtol=1e-9)
 
 
-def test_each_right_hand_side_has_a_recurrence_of_its_own(regression):
+def test_right_hand_sides_are_solved_alone_and_together(regression):
     model, train, hessian, gradients = regression
     method = ki.ConjugateGradient(model, 1e-12, damping=0.1).fit(train)
     matrix = hessian + 0.1 * np.eye(WIDTH)
-    # An eigenvector takes one step, zero none, a general vector as many as there are parameters.
+    # By itself an eigenvector takes one step, zero none, a general vector as many as there are
+    # parameters.
     eigenvector = np.linalg.eigh(matrix)[1][:, 1]
     vectors = np.stack([eigenvector, np.zeros(WIDTH), *gradients[:3]])
+    expected = np.linalg.solve(matrix, vectors.T).T
+    for row, steps in enumerate([1, 0, WIDTH, WIDTH, WIDTH]):
+        found = method.inverse_products(vectors[row : row + 1])
+        np.testing.assert_allclose(found[0], expected[row], rtol=1e-9, atol=1e-12)
+        assert method.solutions.iterations.tolist() == [steps]
+    # Four vectors together span all that there is.
     found = method.inverse_products(vectors)
-    np.testing.assert_allclose(found, np.linalg.solve(matrix, vectors.T).T, rtol=1e-9, atol=1e-12)
-    assert method.solutions.iterations[0] == 1 and method.solutions.iterations[1] == 0
-    assert (method.solutions.iterations[2:] == WIDTH).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert method.solutions.iterations.tolist() == [1, 0, 1, 1, 1]
     assert method.solutions.residuals.max() < 1e-11
     # With the exact inverse for preconditioner one step is enough for all.
     exact = ki.ExactInfluence(model, damping=0.1).fit(train)
@@ -111,8 +117,8 @@ def test_bounds_hold(regression):
     model, train, hessian, gradients = regression
     matrix = hessian + 0.1 * np.eye(WIDTH)
     exact = gradients @ np.linalg.solve(matrix, gradients.T) / 20
-    # One step only, so that something is left.
-    method = ki.ConjugateGradient(model, 1e-12, 1, damping=0.1).fit(train)
+    # One step for one query at a time, so that something is left.
+    method = ki.ConjugateGradient(model, 1e-12, 1, damping=0.1, direction_bytes=1).fit(train)
     scores, bounds = method.scores(train, train, return_uncertainty=True)
     error = np.abs(scores - exact)
     assert (error <= bounds * (1 + 1e-5)).all() and error.max() > 1e-3
