@@ -11,7 +11,6 @@ Random numbers are a function of seed, draw, example and entry: how examples are
 nothing.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -93,10 +92,11 @@ def label_terms(
     def trace(examples: Any) -> tf.Tensor:
         x, y, sample_weight = (*examples, None)[:3]
         points = points_of(losses, y, model(x), sample_weight)
-        entries = sum(math.prod(point.tensor.shape[1:]) for point in points)
+        # A size that is not known is not that of one position.
+        exact = all(point.tensor.shape[1:].num_elements() == point.width for point in points)
         count = sum(point.width for point in points)
         free = all(point.free_of_labels for point in points)
-        found.append(Terms(count, entries == count, free))
+        found.append(Terms(count, exact, free))
         return tf.zeros([])
 
     leaves = tf.nest.map_structure(tf.convert_to_tensor, batch)

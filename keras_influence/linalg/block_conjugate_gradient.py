@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_influence.linalg.conjugate_gradient import Solutions, conjugate_gradient
+from keras_influence.linalg.conjugate_gradient import Solutions, conjugate_gradient, row_norms
 
 Rows = Callable[[tf.Tensor], tf.Tensor]
 
@@ -73,7 +73,7 @@ def block_conjugate_gradient(
             after=after,
         )
 
-    norms = _norms(right)
+    norms = row_norms(right)
     rows = np.flatnonzero(norms > 0)
     if len(rows) < 2:
         return alone()
@@ -95,7 +95,7 @@ def block_conjugate_gradient(
             rounding = len(values) * np.finfo(right.dtype.as_numpy_dtype).eps * values[-1]
             if values[0] < -rounding or values[-1] <= 0:
                 return alone()
-            smallest = min(smallest, np.min(np.diag(inner) / np.square(_norms(directions))))
+            smallest = min(smallest, np.min(np.diag(inner) / np.square(row_norms(directions))))
             # Of directions whose curvature is within its rounding nothing is known: no step.
             steep = values > rounding
             inverse = (vectors[:, steep] / values[steep]) @ vectors[:, steep].T
@@ -109,7 +109,7 @@ def block_conjugate_gradient(
             if after is not None:
                 after()
         residual = scaled - multiply(solution)
-        left = _norms(residual)
+        left = row_norms(residual)
         if left.max() > before.max() / 2:
             break
     vectors = np.zeros(right.shape, right.dtype.as_numpy_dtype)
@@ -172,7 +172,3 @@ def _gram(a: tf.Tensor, b: tf.Tensor) -> np.ndarray:
         part = slice(start, start + _COLUMNS)
         total += np.asarray(a[:, part], np.float64) @ np.asarray(b[:, part], np.float64).T
     return total
-
-
-def _norms(rows: tf.Tensor) -> np.ndarray:
-    return np.sqrt(np.einsum("kp,kp->k", rows, rows, dtype=np.float64))

@@ -59,7 +59,7 @@ def conjugate_gradient(
     iterations = np.zeros(count, int)
     curvatures = np.full(count, np.inf)
     indefinite = np.zeros(count, bool)
-    norms = _norms(right)
+    norms = row_norms(right)
     rows = np.flatnonzero(norms > 0)
     # Of the rows in hand, those that are no padding come first.
     real = len(rows)
@@ -101,7 +101,7 @@ def conjugate_gradient(
         iterations[rows[steps != 0]] += 1
         x += _column(steps, x) * d
         r -= _column(steps, r) * image
-        active &= ~bad & (_norms(r) > tolerance * norms[rows])
+        active &= ~bad & (row_norms(r) > tolerance * norms[rows])
         z = preconditioned(r)
         before, rz = rz, _dots(r, z)
         ratio = np.divide(rz, before, out=np.zeros_like(rz), where=active & (before != 0))
@@ -112,7 +112,7 @@ def conjugate_gradient(
     vectors = tf.convert_to_tensor(solution)
     residuals = np.zeros(count)
     if (norms > 0).any():
-        rest = _norms(right - products(vectors))
+        rest = row_norms(right - products(vectors))
         residuals = np.divide(rest, norms, out=residuals, where=norms > 0)
     return Solutions(vectors, residuals, iterations, curvatures, indefinite)
 
@@ -127,7 +127,8 @@ def _dots(a: Any, b: Any) -> np.ndarray:
     return np.einsum("kp,kp->k", a, b, dtype=np.float64)
 
 
-def _norms(rows: Any) -> np.ndarray:
+def row_norms(rows: Any) -> np.ndarray:
+    """|v_j| of each row, float64 [k]."""
     return np.sqrt(_dots(rows, rows))
 
 

@@ -311,6 +311,18 @@ def test_tokens_with_a_mask_count_by_themselves():
     assert gradients.num_roots(maps, (x, y), "gauss_newton") == 0
 
 
+def test_positions_whose_number_is_not_known_are_not_taken_for_one():
+    inputs = keras.Input((4,))
+    tokens = layers.Dense(6)(inputs)
+    outputs = layers.Lambda(lambda z: tf.reshape(z, [tf.shape(z)[0], tf.size(z[0]) // 3, 3]))(
+        tokens
+    )
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", losses.SparseCategoricalCrossentropy(from_logits=True))
+    terms = LossMaps(model).label_terms((np.ones((NUM, 4)), np.zeros((NUM, 2))))
+    assert terms == (3, False, True)
+
+
 def test_outputs_with_losses_and_weights_of_their_own():
     inputs = keras.Input((4,))
     hidden = layers.Dense(3, "tanh")(inputs)
