@@ -164,10 +164,10 @@ def conjugate_gradient() -> str:
         f"{result['tolerance']:g}; medians of {result['turns']} turns, of the queries' steps; seed "
         f"{result['seed']}; {result['machine']['matmul_gflops']:.0f} GFLOP/s in matrix products:",
         "",
-        "| model (parameters) | together, s | one at a time, s | ratio | steps together: plain "
-        "| by 50 Arnoldi pairs | by EK-FAC | one at a time: plain | by 50 Arnoldi pairs "
-        "| by EK-FAC |",
-        "|" + " --- |" * 10,
+        "| model (parameters) | damping | together, s | one at a time, s | ratio "
+        "| steps together: plain | by 50 Arnoldi pairs | by EK-FAC "
+        "| one at a time: plain | by 50 Arnoldi pairs | by EK-FAC |",
+        "|" + " --- |" * 11,
     ]
     for row in result["rows"]:
         counts = [
@@ -176,7 +176,8 @@ def conjugate_gradient() -> str:
             for helper in ("none", "Arnoldi, 50 pairs", "EKFAC")
         ]
         lines.append(
-            f"| {row['model']} ({row['parameters']:,}) | {row['together_seconds']:.2f} | "
+            f"| {row['model']} ({row['parameters']:,}) | {row['damping']:.2g} | "
+            f"{row['together_seconds']:.2f} | "
             f"{row['alone_seconds']:.1f} | {row['alone_seconds'] / row['together_seconds']:.1f} | "
             f"{' | '.join(counts)} |"
         )

@@ -10,8 +10,8 @@ from keras_influence.linalg.conjugate_gradient import Solutions, conjugate_gradi
 
 Rows = Callable[[tf.Tensor], tf.Tensor]
 
-# Columns of vectors that are multiplied in float64 at a time.
-_COLUMNS = 2**16
+# Columns of vectors that are multiplied in float64 at a time: few enough for a processor's cache.
+_COLUMNS = 2**13
 # Of the squares of a block's orthogonal parts, relative to the largest: what float64 can tell of 0.
 _ROUNDING = 1e-12
 
@@ -104,7 +104,9 @@ def block_conjugate_gradient(
             rest = _factors(factors.basis - _combined(inverse, images), prepare)
             directions = rest.preconditioned + _combined(rest.coefficients, directions)
             factors = rest._replace(coefficients=rest.coefficients @ factors.coefficients)
-            overlaps = _gram(factors.basis, factors.basis) @ factors.coefficients
+            overlaps = factors.coefficients
+            if prepare is not None:
+                overlaps = _gram(factors.basis, factors.basis) @ overlaps
             left = np.sqrt(np.maximum(np.sum(factors.coefficients * overlaps, axis=0), 0))
             if after is not None:
                 after()
@@ -156,6 +158,8 @@ def _of_few_sizes(function: Rows, most: int) -> Rows:
     def padded(rows: tf.Tensor) -> tf.Tensor:
         count = len(rows)
         size = min(size for size in sizes if size >= count)
+        if size == count:
+            return function(rows)
         return function(tf.pad(rows, [[0, size - count], [0, 0]]))[:count]
 
     return padded
@@ -167,8 +171,13 @@ def _combined(coefficients: np.ndarray, rows: tf.Tensor) -> tf.Tensor:
 
 def _gram(a: tf.Tensor, b: tf.Tensor) -> np.ndarray:
     """<a_i, b_j>, float64."""
-    total = np.zeros((len(a), len(b)))
-    for start in range(0, a.shape[1], _COLUMNS):
+    same = a is b
+    left = np.asarray(a)
+    right = left if same else np.asarray(b)
+    total = np.zeros((len(left), len(right)))
+    for start in range(0, left.shape[1], _COLUMNS):
         part = slice(start, start + _COLUMNS)
-        total += np.asarray(a[:, part], np.float64) @ np.asarray(b[:, part], np.float64).T
+        columns = left[:, part].astype(np.float64)
+        # One array twice is what BLAS takes half the products for.
+        total += columns @ (columns if same else right[:, part].astype(np.float64)).T
     return total

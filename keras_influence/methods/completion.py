@@ -37,7 +37,7 @@ def complement_of(
     parts = []
     for probes in _probes(method, frozen):
         rest, coefficients = remainders(basis.vectors, probes)
-        image = operator.products(tf.convert_to_tensor(rest)).numpy() + damping * rest
+        image = operator.products(tf.convert_to_tensor(rest), damping).numpy()
         if not np.isfinite(image).all():
             raise FloatingPointError("A product of the curvature is not finite.")
         moments = [

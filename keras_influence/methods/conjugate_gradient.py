@@ -120,7 +120,7 @@ class ConjugateGradient(InverseMethod):
         progress = self._progress("conjugate gradients", self.max_iterations)
         try:
             self.solutions = block_conjugate_gradient(
-                lambda rows: operator.products(rows) + self._damping * rows,
+                lambda rows: operator.products(rows, self._damping),
                 vectors,
                 tolerance=self.tolerance,
                 max_iterations=self.max_iterations,

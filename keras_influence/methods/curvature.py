@@ -107,20 +107,22 @@ class FrozenCurvature:
     def _complete(self, summed: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
         return distribution.all_reduced(summed) / self.num_examples + self._l2 * vector
 
-    def products(self, vectors: Any) -> tf.Tensor:
-        """H v_j of each row, [k, p]: as many rows at a time as the budget holds."""
+    def products(self, vectors: Any, damping: float = 0.0) -> tf.Tensor:
+        """(H + damping I) v_j of each row, [k, p]: as many rows at a time as the budget holds."""
         start = time.perf_counter()
         rows = self._rows(len(vectors))
         blocks = []
         for first in range(0, len(vectors), rows):
             block = vectors[first : first + rows]
             if rows == 1:
-                blocks.append(self(block[0])[tf.newaxis])
-                continue
-            summed = distribution.total(self._products, self._batches, self._model, block)
-            blocks.append(summed / self.num_examples + self._l2 * block)
+                summed = distribution.total(self._product, self._batches, self._model, block[0])
+                summed = summed[tf.newaxis]
+            else:
+                summed = distribution.total(self._products, self._batches, self._model, block)
+            mean, shift = summed / self.num_examples, self._l2 + damping
+            blocks.append(mean + shift * block if shift else mean)
         self.seconds += time.perf_counter() - start
-        return tf.concat(blocks, axis=0)
+        return blocks[0] if len(blocks) == 1 else tf.concat(blocks, axis=0)
 
     def num_roots(self) -> int:
         """Of each example, in `grams`; 0 where products are the better way, or the only one."""

@@ -125,7 +125,7 @@ class EigenbasisInverse(InverseMethod, EncodingMethod):
         operator = self._operator
         assert operator is not None
         found = conjugate_gradient(
-            lambda rows: operator.products(rows) + self._damping * rows,
+            lambda rows: operator.products(rows, self._damping),
             vectors,
             # Of residuals that rounding leaves: never met before the steps are done.
             tolerance=float(np.finfo(vectors.dtype.as_numpy_dtype).eps),

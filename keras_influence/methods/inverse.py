@@ -120,6 +120,8 @@ class InverseMethod(DirectionMethod):
             self._inverse_products(tf.convert_to_tensor(vectors[start : start + rows])).numpy()
             for start in range(0, len(vectors), rows)
         ]
+        if len(blocks) == 1:
+            return blocks[0]
         return np.concatenate(blocks) if blocks else vectors
 
     def parameter_change(self, examples: Any) -> np.ndarray:

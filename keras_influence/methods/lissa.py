@@ -261,7 +261,7 @@ class LiSSA(InverseMethod):
         quotients = [0.0]
         progress = self._progress("recursion", self.depth)
         for step in range(1, self.depth + 1):
-            curved = self._on_batch(random).products(solution) + self._damping * solution
+            curved = self._on_batch(random).products(solution, self._damping)
             squares = tf.reduce_sum(solution * solution, axis=1)
             met = tf.math.divide_no_nan(tf.reduce_sum(solution * curved, axis=1), squares)
             quotients += met.numpy().tolist()
