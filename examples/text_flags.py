@@ -4,5 +4,5 @@ from absl import flags
 
 DATA = flags.DEFINE_string("data", None, "File of the examples; what it holds, the program says.")
 NUM_PIECES = flags.DEFINE_integer(
-    "num_pieces", 8000, "Pieces of a vocabulary that is learnt from the text.", lower_bound=100
+    "num_pieces", 4_000, "Pieces of a vocabulary that is learnt from the text.", lower_bound=100
 )

@@ -79,6 +79,7 @@ def prepare(directory: pathlib.Path) -> None:
         pairs = translation_data.read_wmt(
             common_flags.DATA_DIR.value, translation_flags.MAX_PAIRS.value
         )
+    pairs = translation_data.short(pairs, translation_flags.max_words())
     splits = translation_data.split(
         pairs, translation_flags.NUM_HELD_OUT.value, translation_flags.NUM_PAIRS.value, seed
     )
@@ -128,9 +129,7 @@ def make_translator(directory: pathlib.Path, updates: int, num_checkpoints: int)
         translation_model.SIZES[translation_flags.size()],
         vocabulary.vocab_size(),
         translation_flags.buckets()[-1],
-        Recipe(
-            translation_flags.PEAK_RATE.value, updates, num_checkpoints, common_flags.SEED.value
-        ),
+        Recipe(translation_flags.peak_rate(), updates, num_checkpoints, common_flags.SEED.value),
     )
 
 

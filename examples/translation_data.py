@@ -75,6 +75,15 @@ def read_wmt(data_dir: str | None, num_pairs: int) -> list[tuple[str, str]]:
     return [(row["de"].decode("utf-8"), row["en"].decode("utf-8")) for row in rows]
 
 
+def short(pairs: Sequence[tuple[str, str]], max_words: int) -> list[tuple[str, str]]:
+    """Pairs without a sentence of more words; 0 for all pairs."""
+    return [
+        pair
+        for pair in pairs
+        if not max_words or max(len(sentence.split()) for sentence in pair) <= max_words
+    ]
+
+
 def split(
     pairs: Sequence[tuple[str, str]], num_held_out: int, num_train: int, seed: int
 ) -> dict[str, NDArray[np.int64]]:

@@ -31,21 +31,27 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "permuted": {
         "stage": ["prepare", "train", "score", "evaluate"],
         "noise_share": 0.06,
+        "max_words": 10,
         "size": "small",
+        "peak_rate": 1.5e-3,
         "num_scored": 16_000,
         "score_by": list(translation_scoring.METHODS),
     },
     "mixed": {
         "stage": list(STAGES),
         "noise_share": 0.3,
+        "max_words": 10,
         "size": "mini",
+        "peak_rate": 3e-3,
         "num_scored": 0,
         "score_by": ["arnoldi-all", "loss"],
     },
     "none": {
         "stage": ["prepare", "train", "score", "evaluate"],
         "noise_share": 0.0,
+        "max_words": 0,
         "size": "small",
+        "peak_rate": 1.5e-3,
         "num_scored": 0,
         "score_by": ["arnoldi-all"],
     },
@@ -70,6 +76,13 @@ _NOISE_SHARE = flags.DEFINE_float(
     "Share of the training pairs to make wrong; by default .06 of permuted and .3 of mixed noise.",
     lower_bound=0,
     upper_bound=1,
+)
+_MAX_WORDS = flags.DEFINE_integer(
+    "max_words",
+    None,
+    "Words that a sentence of a pair may have, 0 for any number; by default 10 with noise, 0 "
+    "without. Longer pairs are not read.",
+    lower_bound=0,
 )
 MAX_PAIRS = flags.DEFINE_integer(
     "max_pairs", 200_000, "Pairs to read of wmt17_translate, from the first.", lower_bound=1
@@ -96,7 +109,12 @@ NUM_CHECKPOINTS = flags.DEFINE_integer(
     "num_checkpoints", 4, "Checkpoints of the run, at even distances.", lower_bound=1
 )
 TRAIN_BATCH = flags.DEFINE_integer("train_batch", 64, "Pairs of an update.", lower_bound=1)
-PEAK_RATE = flags.DEFINE_float("peak_rate", 1e-3, "Highest rate of Adam.", lower_bound=0)
+_PEAK_RATE = flags.DEFINE_float(
+    "peak_rate",
+    None,
+    "Highest rate of Adam; by default .003 with mixed noise, else .0015.",
+    lower_bound=0,
+)
 SCORE_BATCH = flags.DEFINE_integer(
     "score_batch", 16, "Pairs that a method computes together.", lower_bound=1
 )
@@ -146,7 +164,7 @@ _KEPT = flags.DEFINE_list(
     "kept", ["0.01", "0.05", "0.1", "0.25", "0.5"], "Shares of the pairs to keep."
 )
 SELECT_UPDATES = flags.DEFINE_integer(
-    "select_updates", 700, "Steps of Adam on each choice.", lower_bound=1
+    "select_updates", 1_000, "Steps of Adam on each choice.", lower_bound=1
 )
 
 
@@ -173,8 +191,16 @@ def noise_share() -> float:
     return _value(_NOISE_SHARE)
 
 
+def max_words() -> int:
+    return _value(_MAX_WORDS)
+
+
 def size() -> str:
     return _value(_SIZE)
+
+
+def peak_rate() -> float:
+    return _value(_PEAK_RATE)
 
 
 def num_scored() -> int:
@@ -201,7 +227,7 @@ def settings() -> dict[str, dict[str, Any]]:
     """What each stage is done with, by the names of the flags."""
     file = text_flags.DATA.value
     source = pathlib.PurePath(file).name if file else "wmt17_translate/de-en"
-    adam = {"train_batch": TRAIN_BATCH.value, "peak_rate": PEAK_RATE.value}
+    adam = {"train_batch": TRAIN_BATCH.value, "peak_rate": peak_rate()}
     model = {"seed": common_flags.SEED.value, "size": size(), "buckets": buckets()}
     return {
         "prepare": {
@@ -211,6 +237,7 @@ def settings() -> dict[str, dict[str, Any]]:
             "noise_share": noise_share(),
             "num_pairs": NUM_PAIRS.value,
             "num_held_out": NUM_HELD_OUT.value,
+            "max_words": max_words(),
             "num_pieces": text_flags.NUM_PIECES.value,
             "max_tokens": buckets()[-1],
             "seed": common_flags.SEED.value,

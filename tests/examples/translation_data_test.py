@@ -73,6 +73,12 @@ def test_training_and_held_out_pairs_share_no_sentence():
         translation_data.split(pairs, num_held_out=6, num_train=40, seed=0)
 
 
+def test_short_pairs_are_short_on_both_sides():
+    pairs = [("ein Hund", "a dog"), ("Hunde", "dogs of all sizes"), ("ein paar Hunde", "dogs")]
+    assert translation_data.short(pairs, 2) == pairs[:1]
+    assert translation_data.short(pairs, 0) == pairs
+
+
 def test_permuted_references_are_others():
     references = [f"reference {number}" for number in range(50)]
     found, is_noisy = translation_data.add_noise(references, "permuted", 0.2, seed=0)
