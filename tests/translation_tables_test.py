@@ -1,4 +1,8 @@
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -112,3 +116,55 @@ def test_the_rate_on_all_pairs(write):
 def test_a_table_without_results_is_an_error(write):
     with pytest.raises(FileNotFoundError, match="no result translation-mixed"):
         translation_tables.TABLES["mixed"]()
+
+
+# In the place of the example: its results are what `content` says, and where it ran.
+EXAMPLE = """
+import json, os, pathlib, sys, time
+given = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
+content = json.loads(pathlib.Path(given["data"]).read_text())
+content["settings"]["seed"] = int(given["seed"])
+content["arguments"] = [given["noise"], sorted(os.sched_getaffinity(0))]
+directory = pathlib.Path(given["output_dir"])
+directory.mkdir(parents=True)
+(directory / "begun").touch()
+other = directory.parent / f"mixed-{1 - int(given['seed'])}" / "begun"
+while content["at_once"] == 2 and not other.exists():
+    time.sleep(0.05)
+(directory / "results.json").write_text(json.dumps(content))
+"""
+
+BENCHMARK = """
+import pathlib, sys
+sys.path.insert(0, sys.argv.pop(1))
+import result_files, translation
+from absl import app
+translation.EXAMPLE = pathlib.Path("example.py")
+translation.RESULTS = result_files.RESULTS = pathlib.Path("results")
+app.run(translation.main)
+"""
+
+
+def test_runs_at_a_time_share_the_processors_and_are_kept(tmp_path):
+    selection = [{"method": "none", "share": 1.0, "bleu": 5.0}]
+    at_once = min(2, len(os.sched_getaffinity(0)))
+    content = result(0, selection=selection, at_once=at_once)
+    (tmp_path / "data").write_text(json.dumps(content), encoding="utf-8")
+    example = tmp_path / "example.py"
+    example.write_text(EXAMPLE, encoding="utf-8")
+    folder = pathlib.Path(translation_tables.__file__).parent
+    flags = ["--data=data", "--work_dir=work", "--runs=mixed", f"--at_once={at_once}"]
+    command = [sys.executable, "-c", BENCHMARK, str(folder), *flags]
+    for _ in range(2):
+        found = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        assert found.stdout.decode().splitlines()[-1] == "| no filter (baseline) | 5.0 |"
+        example.unlink(missing_ok=True)  # Nothing is run again.
+    kept = [
+        json.loads((tmp_path / "results" / f"translation-mixed-{seed}.json").read_text())
+        for seed in (0, 1)
+    ]
+    assert [each["settings"]["seed"] for each in kept] == [0, 1]
+    (noise, first), (_, second) = [each["arguments"] for each in kept]
+    assert noise == "mixed" and first and second
+    both = [*first, *second] if at_once == 2 else first
+    assert sorted(both) == sorted(os.sched_getaffinity(0))
