@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tpu-compile": scaling.tpu_compile,
     "scaling": scaling.scaling,
     "qnli": text.qnli,
+    "wikitext2": text.wikitext2,
 }
 
 

@@ -1,9 +1,12 @@
-"""Runs examples/text_classification.py at the settings of the README's table, and keeps the result.
+"""Runs an example on text at the settings of the README's tables, and keeps the results.
 
-    python benchmarks/text.py --data=qnli.tsv.gz --weights=DIRECTORY --run=DIRECTORY
+    python benchmarks/text.py --table=qnli --data=qnli.tsv.gz --weights=DIRECTORY --run=DIRECTORY
+    python benchmarks/text.py --table=wikitext2 --data=wiki.valid.tokens,wiki.test.tokens \
+        --run=DIRECTORY
 
-QNLI's pairs and a MiniLM of 6 layers, 384 wide (the example says of what form). A run that was
-killed goes on in the directory of --run. Writes benchmarks/results/text-qnli-SEED.json.
+`qnli` is examples/text_classification.py on QNLI's pairs with a MiniLM of 6 layers, 384 wide (the
+example says of what form); `wikitext2` is examples/language_model.py on text, by two methods. A run
+that was killed goes on in the directory of --run. Writes benchmarks/results/text-TABLE-SEED.json.
 """
 
 import json
@@ -11,13 +14,15 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
-RESULTS = pathlib.Path(__file__).parent / "results"
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "text_classification.py"
+from result_files import RESULTS
 
-SETTINGS: dict[str, int | float | str] = {
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+QNLI: dict[str, int | float | str] = {
     "corruption": 0.1,
     "epochs": 3,
     "batch_size": 16,
@@ -33,24 +38,55 @@ SETTINGS: dict[str, int | float | str] = {
     "num_queries": 4,
     "k": 3,
 }
+# Otherwise at the example's defaults.
+WIKITEXT2: dict[str, int | float | str] = {"num_queries": 20, "k": 5}
+WIKITEXT2_METHODS = ("tracin", "arnoldi")
 
-_DATA = flags.DEFINE_string("data", None, "QNLI's pairs.", required=True)
-_WEIGHTS = flags.DEFINE_string("weights", None, "The MiniLM.", required=True)
+_TABLE = flags.DEFINE_enum("table", None, ["qnli", "wikitext2"], "What to run.", required=True)
+_DATA = flags.DEFINE_string("data", None, "QNLI's pairs, or files of text.", required=True)
+_WEIGHTS = flags.DEFINE_string("weights", None, "The MiniLM, for `qnli`.")
 _RUN = flags.DEFINE_string("run", None, "Where the run is kept.", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the split, the turned labels and the run.")
+
+
+def run(example: str, settings: dict[str, Any], places: dict[str, str]) -> None:
+    flagged = {**settings, "seed": _SEED.value, **places}
+    arguments = [f"--{flag}={value}" for flag, value in flagged.items()]
+    subprocess.run([sys.executable, str(EXAMPLES / example), *arguments], check=True)
+
+
+def read(file: pathlib.Path, places: dict[str, str]) -> dict[str, Any]:
+    result = json.loads(file.read_text(encoding="utf-8"))
+    # The places of this run are no part of the result.
+    result["settings"].update(dict.fromkeys(places, ""))
+    return result
+
+
+def qnli(places: dict[str, str]) -> dict[str, Any]:
+    if _WEIGHTS.value is None:
+        raise app.UsageError("--table=qnli needs --weights, the MiniLM's directory.")
+    places["weights"] = _WEIGHTS.value
+    run("text_classification.py", QNLI, places)
+    return read(pathlib.Path(_RUN.value, "results.json"), places)
+
+
+def wikitext2(places: dict[str, str]) -> dict[str, Any]:
+    """The results of each method, which share a training."""
+    results = {}
+    for method in WIKITEXT2_METHODS:
+        run("language_model.py", {**WIKITEXT2, "method": method}, places)
+        for file in pathlib.Path(_RUN.value).glob("*/results.json"):
+            result = read(file, places)
+            results[result["settings"]["method"]] = result
+    return {"methods": [results[method] for method in WIKITEXT2_METHODS]}
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Only flags are taken. Received: {argv[1:]}.")
-    places = {"data": _DATA.value, "weights": _WEIGHTS.value, "output_dir": _RUN.value}
-    settings = {**SETTINGS, "seed": _SEED.value, **places}
-    arguments = [f"--{flag}={value}" for flag, value in settings.items()]
-    subprocess.run([sys.executable, str(EXAMPLE), *arguments], check=True)
-    result = json.loads(pathlib.Path(_RUN.value, "results.json").read_text(encoding="utf-8"))
-    # The places of this run are no part of the result.
-    result["settings"].update(dict.fromkeys(places, ""))
-    file = RESULTS / f"text-qnli-{_SEED.value}.json"
+    places = {"data": _DATA.value, "output_dir": _RUN.value}
+    result = {"qnli": qnli, "wikitext2": wikitext2}[_TABLE.value](places)
+    file = RESULTS / f"text-{_TABLE.value}-{_SEED.value}.json"
     file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(file)
 

@@ -1,4 +1,4 @@
-"""The table of benchmarks/text.py: turned labels of sentence pairs, found by each method."""
+"""The tables of benchmarks/text.py: turned labels of pairs found, and passages behind others."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from result_files import read_results
 # Schioppa et al., "Scaling Up Influence Functions" (AAAI 2022), on 32 TPU v2 cores.
 PUBLISHED_PER_HOUR = 2.2e6
 
+_PUBLISHED = f"Published, on 32 TPU v2 cores: {PUBLISHED_PER_HOUR:,.0f} examples an hour."
 _NAMES = {
     "arnoldi": "`Arnoldi`, rank {rank}",
     "random_projection": "`RandomProjection`, rank {rank}",
@@ -19,6 +20,15 @@ _NAMES = {
 def _retrieval(row: dict[str, Any], key: str) -> str:
     low, high = (100 * end for end in row[f"{key}_interval"])
     return f"{100 * row[key]:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _rates(rates: dict[str, float]) -> list[str]:
+    return [
+        f"{rates['examples_per_hour']:,.0f}",
+        f"{rates['tokens_per_second']:,.0f}",
+        f"{rates['flops_per_example'] / 1e9:.1f}",
+        f"{rates['peak_megabytes']:,.0f}",
+    ]
 
 
 def qnli() -> str:
@@ -44,14 +54,43 @@ def qnli() -> str:
         cells = [name, "", _retrieval(row, "auc"), _retrieval(row, "average_precision")]
         if rates := row.get("throughput"):
             cells[1] = f"{row['fit_seconds']:.0f}"
-            cells += [
-                f"{rates['examples_per_hour']:,.0f}",
-                f"{rates['tokens_per_second']:,.0f}",
-                f"{rates['flops_per_example'] / 1e9:.1f}",
-                f"{rates['peak_megabytes']:,.0f}",
-            ]
+            cells += _rates(rates)
         else:
             cells += [""] * 4
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Published, on 32 TPU v2 cores: {PUBLISHED_PER_HOUR:,.0f} examples an hour."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _PUBLISHED])
+
+
+def wikitext2() -> str:
+    """How many of the top passages are of the query's own article, and what scoring took."""
+    (result,) = read_results("text-wikitext2-")
+    first = result["methods"][0]
+    settings = first["settings"]
+    lines = [
+        f"WikiText-2's validation and test text, {settings['num_train_passages']:,} passages of "
+        f"{settings['num_train_tokens'] / settings['num_train_passages']:.0f} tokens; a GPT of "
+        f"{settings['num_layers']} layers, {settings['width']} wide "
+        f"({settings['num_parameters']:,} parameters), {settings['epochs']} epochs in "
+        f"{settings['train_seconds']:,.0f} s; perplexity {settings['train_perplexity']:.0f} on "
+        f"these, {settings['test_perplexity']:.0f} on what was held out; {len(first['queries'])} "
+        f"queries, the {settings['k']} first passages of each; seed {settings['seed']}; "
+        f"{settings['matmul_gflops']:.0f} GFLOP/s in matrix products:",
+        "",
+        "| method | from the query's article, % | of all passages, % | fit, s | examples an hour "
+        "| tokens a second | GFLOP an example | most resident so far, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for found in result["methods"]:
+        settings, own = found["settings"], found["from_own_source"]
+        name = _NAMES[settings["method"]].format(
+            rank=settings["rank"][-1], checkpoints=settings["checkpoints"][-1]
+        )
+        cells = [
+            name,
+            f"{100 * own['proponents']:.1f}",
+            f"{100 * own['chance']:.1f}",
+            f"{settings['fit_seconds']:.0f}",
+            *_rates(found["throughput"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _PUBLISHED])

@@ -274,6 +274,51 @@ def test_a_table_of_turned_labels(tmp_path, monkeypatch):
     ]
 
 
+def test_a_table_of_passages(tmp_path, monkeypatch):
+    monkeypatch.setattr("result_files.RESULTS", tmp_path)
+    settings = {
+        "num_train_passages": 100,
+        "num_train_tokens": 5120,
+        "num_layers": 2,
+        "width": 128,
+        "num_parameters": 1234,
+        "epochs": 3,
+        "train_seconds": 1234.5,
+        "train_perplexity": 31.2,
+        "test_perplexity": 99.6,
+        "k": 5,
+        "rank": ["10"],
+        "checkpoints": ["5"],
+        "fit_seconds": 2.4,
+        "seed": 0,
+        "matmul_gflops": 100.0,
+    }
+    rates = {
+        "examples_per_hour": 12345.6,
+        "tokens_per_second": 178.4,
+        "flops_per_example": 2.26e9,
+        "peak_megabytes": 2100.0,
+    }
+    found = [
+        {
+            "settings": {**settings, "method": method},
+            "throughput": rates,
+            "from_own_source": {"proponents": 0.123, "chance": 0.021},
+            "queries": [{}] * 6,
+        }
+        for method in ("tracin", "arnoldi")
+    ]
+    (tmp_path / "text-wikitext2-0.json").write_text(json.dumps({"methods": found}))
+    lines = text_tables.wikitext2().splitlines()
+    assert "100 passages of 51 tokens; a GPT of 2 layers, 128 wide (1,234 parameters)" in lines[0]
+    assert "3 epochs in 1,234 s; perplexity 31 on these, 100 on what was held out" in lines[0]
+    assert "; 6 queries, the 5 first passages of each; seed 0;" in lines[0]
+    assert lines[4:6] == [
+        "| `TracIn`, checkpoints: 5 | 12.3 | 2.1 | 2 | 12,346 | 178 | 2.3 | 2,100 |",
+        "| `Arnoldi`, rank 10 | 12.3 | 2.1 | 2 | 12,346 | 178 | 2.3 | 2,100 |",
+    ]
+
+
 def test_a_table_of_stacked_training(tmp_path, monkeypatch):
     monkeypatch.setattr("result_files.RESULTS", tmp_path)
     row = {
