@@ -54,7 +54,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "tpu-compile": scaling.tpu_compile,
     "scaling": scaling.scaling,
     "qnli": text.qnli,
-    "wikitext2": text.wikitext2,
 }
 
 
