@@ -17,6 +17,7 @@ import inverse_tables as inverses
 import scaling_tables as scaling
 import speed_tables as speed
 import text_tables as text
+import translation_tables as translation
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -54,6 +55,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tpu-compile": scaling.tpu_compile,
     "scaling": scaling.scaling,
     "qnli": text.qnli,
+    "translation-permuted": translation.TABLES["permuted"],
 }
 
 

@@ -16,13 +16,13 @@ _METHODS = {
     "length_ratio": "ratio of lengths (baseline)",
     "none": "no filter (baseline)",
 }
-_SCOPES = {"all": "all layers", "last": "last decoder layer"}
+_DETAILS = {"all": "all layers", "last": "last decoder layer", "tokens": "times tokens"}
 
 
 def score_name(score: str) -> str:
     """A score as a reader should see it: arnoldi-all-20, say, or tracin."""
     method, *rest = score.split("-")
-    details = [f"rank {part}" if part.isdecimal() else _SCOPES[part] for part in rest]
+    details = [f"rank {part}" if part.isdecimal() else _DETAILS[part] for part in rest]
     return ", ".join([_METHODS[method], *details])
 
 

@@ -13,20 +13,18 @@ import translation_scoring
 
 STAGES = ("prepare", "train", "score", "select", "evaluate")
 
-# The sizes of what was published as Table 2 and Table 3 that fit into an hour and an hour and a
-# half, a seed, of two cores at 100 GFLOP/s each. Counted in seconds of a core, of which there are
-# 7,200 and 10,800:
+# The sizes of what was published as Table 2 and Table 3 of which two seeds, side by side, take an
+# hour and a quarter and, by the parts that were measured, two hours of two cores at 130 GFLOP/s
+# each. In seconds of a core:
 #
-#   permuted: 5.8 M parameters; at the 24 tokens to which pairs are padded on the average 0.28
-#   GFLOP forward, 0.85 in an update, 0.96 to score at rank 20. Measured a pair: .014 s in an
-#   update, .006 for a loss, .035 to project on all layers and .011 on one, .019 for norms, .037
-#   and .016 for a Hessian product. 3,000 updates of 64: 2,700 s. 40 products of 512 pairs, twice:
-#   1,080 s. 16,000 pairs by two projections each, norms at two checkpoints, and a loss: 2,330 s.
+#   permuted: 4.7 M parameters, pairs of at most 16 tokens a side as a rule: .18 GFLOP forward, .70
+#   to score at rank 20. Measured a pair: .0085 s in an update, .004 for a loss, .028 to project on
+#   all layers and .009 on one, .013 for norms, .04 and .011 for a Hessian product. 3,000 updates of
+#   64: 1,600 s. 40 products of 512 pairs, twice: 1,050 s. 16,000 pairs by two projections each,
+#   norms at two checkpoints, and a loss: 1,700 s.
 #
-#   mixed: 2.0 M parameters. Measured a pair: .007 s in an update, .015 to project, about .015 for
-#   a Hessian product and .003 for a loss; .015 for a translation. 3,000 updates: 1,310 s; 40
-#   products of 512 pairs: 310 s; 50,000 pairs scored: 900 s; 21 models of 700 updates: 6,400 s; 22
-#   times 2,000 translations: 680 s.
+#   mixed: 1.3 M parameters. Measured: .0035 s a pair in an update, 17 s for 2,000 translations.
+#   3,000 updates: 700 s; 21 models of 1,000 updates: 4,700 s; 22 times 2,000 translations: 370 s.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "permuted": {
         "stage": ["prepare", "train", "score", "evaluate"],
@@ -156,7 +154,7 @@ FORWARD_MODE_PAIRS = flags.DEFINE_integer(
 )
 SELECT_BY = flags.DEFINE_list(
     "select_by",
-    ["arnoldi-all-20", "loss_per_token", "random", "length_ratio"],
+    ["arnoldi-all-20-tokens", "loss_per_token", "random", "length_ratio"],
     "Scores that choose what is trained on afresh: names as the table of scores has them, random, "
     "or length_ratio.",
 )

@@ -35,7 +35,7 @@ def results(directory: pathlib.Path, corpus: Corpus, ranks: tuple[int, ...]) -> 
     if forward_mode.exists():
         found["forward_mode"] = runs.read_json(forward_mode)
     if corpus.is_noisy.any():
-        scores = translation_scoring.scores(directory / "scores", ranks)
+        scores = translation_scoring.scores(directory / "scores", ranks, corpus.num_target_tokens)
         for name, (ids, values) in scores.items():
             inside = np.isin(ids, corpus.splits["train"])
             truth = corpus.is_noisy[ids[inside]]

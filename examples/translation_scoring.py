@@ -146,12 +146,21 @@ def _part(
 
 
 def scores(
-    directory: pathlib.Path, ranks: tuple[int, ...]
+    directory: pathlib.Path, ranks: tuple[int, ...], num_tokens: NDArray[np.int64]
 ) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """Name -> ids of pairs, and how suspicious each is.
 
     An encoding's first numbers are that of a lower rank: Arnoldi's pairs stand by the magnitude of
     their eigenvalues, and random directions are independent.
+
+    A gradient of the mean over T tokens, were theirs independent, would have a square that falls as
+    1/T: short pairs would come first. So self-influences are given times T, too, under names that
+    end in -tokens.
+
+    Args:
+        directory: Of the passes' files.
+        ranks: Of encodings.
+        num_tokens: Of each reference of the corpus.
     """
     found = {}
     for record in sorted(directory.glob("*.json")):
@@ -166,6 +175,9 @@ def scores(
             for rank in ranks:
                 squares = np.square(rows[:, :rank])
                 found[f"{name}-{rank}"] = ids, squares @ stored["weights"][:rank]
+    for name, (ids, values) in list(found.items()):
+        if not name.startswith("loss"):
+            found[f"{name}-tokens"] = ids, values * num_tokens[ids]
     return found
 
 

@@ -61,7 +61,7 @@ def choices(
         ValueError: A method that there is no score of, or not of all pairs.
     """
     train = corpus.splits["train"]
-    found = translation_scoring.scores(scores, ranks)
+    found = translation_scoring.scores(scores, ranks, corpus.num_target_tokens)
     suspicion = {name: values[np.isin(ids, train)] for name, (ids, values) in found.items()}
     ordered = {name: ids[np.isin(ids, train)] for name, (ids, _) in found.items()}
     random = np.random.default_rng(seed)

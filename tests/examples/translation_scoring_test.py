@@ -37,12 +37,14 @@ def test_a_pass_goes_on_where_it_was_stopped(batches, tmp_path, monkeypatch):
     translation_scoring.run(task, batches, tmp_path)
     assert len(seen) == 3
 
-    scores = translation_scoring.scores(tmp_path, (1, 2))
+    num_tokens = np.arange(10) + 1
+    scores = translation_scoring.scores(tmp_path, (1, 2), num_tokens)
     ids, values = scores["found-2"]
     assert ids.tolist() == order
     # i^2 + .5 (2 i)^2, and the first number's square alone.
     np.testing.assert_allclose(values, 3.0 * np.square(order))
     np.testing.assert_allclose(scores["found-1"][1], np.square(order))
+    np.testing.assert_allclose(scores["found-1-tokens"][1], np.square(order) * (np.add(order, 1)))
     cost = translation_scoring.runs.read_json(tmp_path / "found.json")
     # Half of the pairs have two tokens a side, half three.
     assert cost["flops_per_pair"] == 2.5 and cost["num_scored"] == 10

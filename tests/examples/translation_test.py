@@ -76,6 +76,16 @@ def test_every_stage(run, capsys):
         "random_projection-last-2",
         "random_projection-last-4",
         "tracin",
+        *(
+            f"{name}-tokens"
+            for name in (
+                "arnoldi-all-2",
+                "arnoldi-all-4",
+                "random_projection-last-2",
+                "random_projection-last-4",
+                "tracin",
+            )
+        ),
         "loss",
         "loss_per_token",
     }
