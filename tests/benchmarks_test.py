@@ -15,6 +15,13 @@ from benchmarks import (
     text_tables,
 )
 
+RATES = {
+    "examples_per_hour": 12345.6,
+    "tokens_per_second": 178.4,
+    "flops_per_example": 2.26e9,
+    "peak_megabytes": 2100.0,
+}
+
 
 def test_the_pages_hold_the_tables_of_the_results():
     texts = [page.read_text(encoding="utf-8") for page in tables.PAGES]
@@ -239,14 +246,8 @@ def test_a_table_of_turned_labels(tmp_path, monkeypatch):
         "average_precision": 0.5,
         "average_precision_interval": [0.45, 0.55],
     }
-    rates = {
-        "examples_per_hour": 12345.6,
-        "tokens_per_second": 178.4,
-        "flops_per_example": 2.26e9,
-        "peak_megabytes": 2100.0,
-    }
     rows = [
-        {"method": "tracin", "rank": None, "checkpoints": 3, **measured, "throughput": rates},
+        {"method": "tracin", "rank": None, "checkpoints": 3, **measured, "throughput": RATES},
         {"method": "loss", "rank": None, "checkpoints": None, **measured},
     ]
     settings = {
@@ -293,16 +294,10 @@ def test_a_table_of_passages(tmp_path, monkeypatch):
         "seed": 0,
         "matmul_gflops": 100.0,
     }
-    rates = {
-        "examples_per_hour": 12345.6,
-        "tokens_per_second": 178.4,
-        "flops_per_example": 2.26e9,
-        "peak_megabytes": 2100.0,
-    }
     found = [
         {
             "settings": {**settings, "method": method},
-            "throughput": rates,
+            "throughput": RATES,
             "from_own_source": {"proponents": 0.123, "chance": 0.021},
             "queries": [{}] * 6,
         }
