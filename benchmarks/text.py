@@ -77,7 +77,9 @@ def wikitext2(places: dict[str, str]) -> dict[str, Any]:
         run("language_model.py", {**WIKITEXT2, "method": method}, places)
         for file in pathlib.Path(_RUN.value).glob("*/results.json"):
             result = read(file, places)
-            results[result["settings"]["method"]] = result
+            # The directory may hold the answers to other questions, too.
+            if all(result["settings"][flag] == value for flag, value in WIKITEXT2.items()):
+                results[result["settings"]["method"]] = result
     return {"methods": [results[method] for method in WIKITEXT2_METHODS]}
 
 

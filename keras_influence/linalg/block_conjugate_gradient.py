@@ -105,6 +105,7 @@ def block_conjugate_gradient(
             directions = rest.preconditioned + _combined(rest.coefficients, directions)
             factors = rest._replace(coefficients=rest.coefficients @ factors.coefficients)
             overlaps = factors.coefficients
+            # The basis is orthonormal in the preconditioner's product: without one, in the plain.
             if prepare is not None:
                 overlaps = _gram(factors.basis, factors.basis) @ overlaps
             left = np.sqrt(np.maximum(np.sum(factors.coefficients * overlaps, axis=0), 0))
