@@ -13,7 +13,6 @@ the README's tables.
 """
 
 import concurrent.futures
-import functools
 import json
 import os
 import pathlib
@@ -49,7 +48,7 @@ flags.register_validator(
 )
 
 
-def run(name: str, seed: int, data: str, work: pathlib.Path, processors: set[int]) -> None:
+def run(name: str, seed: int, data: str, work: pathlib.Path) -> None:
     """Runs the example once, or what is left of it, and copies its results to `RESULTS`."""
     result = RESULTS / f"translation-{name}-{seed}.json"
     if result.exists():
@@ -57,11 +56,7 @@ def run(name: str, seed: int, data: str, work: pathlib.Path, processors: set[int
         return
     settings = {**RUNS[name][1], "seed": seed, "data": data, "output_dir": work / f"{name}-{seed}"}
     arguments = [f"--{flag}={value}" for flag, value in settings.items()]
-    subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments],
-        check=True,
-        preexec_fn=functools.partial(os.sched_setaffinity, 0, processors),
-    )
+    subprocess.run([sys.executable, str(EXAMPLE), *arguments], check=True)
     found = json.loads((settings["output_dir"] / "results.json").read_text(encoding="utf-8"))
     result.parent.mkdir(exist_ok=True)
     result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -74,20 +69,20 @@ def main(argv: Sequence[str]) -> None:
     processors = sorted(os.sched_getaffinity(0))
     if _AT_ONCE.value > len(processors):
         raise app.UsageError(f"There are {len(processors)} processors for {_AT_ONCE.value} runs.")
-    free: queue.Queue[set[int]] = queue.Queue()
+    shares: queue.Queue[set[int]] = queue.Queue()
     for number in range(_AT_ONCE.value):
-        free.put(set(processors[number :: _AT_ONCE.value]))
+        shares.put(set(processors[number :: _AT_ONCE.value]))
 
-    def on_a_share(name: str, seed: int) -> None:
-        share = free.get()
-        try:
-            run(name, seed, _DATA.value, pathlib.Path(_WORK_DIR.value), share)
-        finally:
-            free.put(share)
+    def keep_to_a_share() -> None:
+        # Of this thread, and so of the processes that it starts.
+        os.sched_setaffinity(0, shares.get())
 
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE.value) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE.value, "run", keep_to_a_share) as pool:
+        work = pathlib.Path(_WORK_DIR.value)
         jobs = [
-            pool.submit(on_a_share, name, seed) for name in _RUNS.value for seed in RUNS[name][0]
+            pool.submit(run, name, seed, _DATA.value, work)
+            for name in _RUNS.value
+            for seed in RUNS[name][0]
         ]
         try:
             for job in jobs:
