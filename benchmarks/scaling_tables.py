@@ -214,6 +214,19 @@ def scaling() -> str:
     return "\n".join(lines)
 
 
+def published() -> str:
+    """The published rate, and what it comes to: the line below tables of ours."""
+    (result,) = read_results("tpu-compile-translation")
+    flops = sum(result["required_flops"]["10"].values())
+    rate = _PUBLISHED * flops / 3600
+    return (
+        f"Published, on {_NUM_CHIPS} TPU v2 cores: {_PUBLISHED:,.0f} examples an hour. By the same "
+        f"count a model of that size ({result['num_parameters']:,} parameters) takes "
+        f"{flops / 1e9:.1f} GFLOP an example of {result['num_tokens']} tokens at rank 10, which "
+        f"makes {rate / 1e9:,.0f} GFLOP/s, {rate / _NUM_CHIPS / 1e9:,.0f} a core."
+    )
+
+
 _HOW = f"t = max(F / ({_UTILISATION} peak), M / bandwidth)"
 
 

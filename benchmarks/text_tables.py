@@ -3,11 +3,8 @@
 from typing import Any
 
 from result_files import read_results
+from scaling_tables import published
 
-# Schioppa et al., "Scaling Up Influence Functions" (AAAI 2022), on 32 TPU v2 cores.
-PUBLISHED_PER_HOUR = 2.2e6
-
-_PUBLISHED = f"Published, on 32 TPU v2 cores: {PUBLISHED_PER_HOUR:,.0f} examples an hour."
 _NAMES = {
     "arnoldi": "`Arnoldi`, rank {rank}",
     "random_projection": "`RandomProjection`, rank {rank}",
@@ -26,7 +23,8 @@ def _rates(rates: dict[str, float]) -> list[str]:
     return [
         f"{rates['examples_per_hour']:,.0f}",
         f"{rates['tokens_per_second']:,.0f}",
-        f"{rates['flops_per_example'] / 1e9:.1f}",
+        f"{rates['flops_per_example'] / 1e9:.2f}",
+        f"{rates['examples_per_hour'] * rates['flops_per_example'] / 3.6e12:.0f}",
         f"{rates['peak_megabytes']:,.0f}",
     ]
 
@@ -46,8 +44,8 @@ def qnli() -> str:
         f"{settings['seed']}; {settings['matmul_gflops']:.0f} GFLOP/s in matrix products:",
         "",
         "| method | fit, s | AUC, % | AP, % | examples an hour | tokens a second "
-        "| GFLOP an example | most resident so far, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| GFLOP an example | GFLOP/s | most resident so far, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
         name = _NAMES[row["method"]].format(**row)
@@ -56,9 +54,9 @@ def qnli() -> str:
             cells[1] = f"{row['fit_seconds']:.0f}"
             cells += _rates(rates)
         else:
-            cells += [""] * 4
+            cells += [""] * 5
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _PUBLISHED])
+    return "\n".join([*lines, "", published()])
 
 
 def wikitext2() -> str:
@@ -77,8 +75,8 @@ def wikitext2() -> str:
         f"{settings['matmul_gflops']:.0f} GFLOP/s in matrix products:",
         "",
         "| method | from the query's article, % | of all passages, % | fit, s | examples an hour "
-        "| tokens a second | GFLOP an example | most resident so far, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| tokens a second | GFLOP an example | GFLOP/s | most resident so far, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for found in result["methods"]:
         settings, own = found["settings"], found["from_own_source"]
@@ -93,4 +91,4 @@ def wikitext2() -> str:
             *_rates(found["throughput"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _PUBLISHED])
+    return "\n".join([*lines, "", published()])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from result_files import read_results, spread
+from scaling_tables import published
 
 _METHODS = {
     "arnoldi": "`Arnoldi`",
@@ -74,8 +75,8 @@ def costs(name: str) -> str:
     """What each pass over the pairs took, median over the seeds."""
     results = read_results(f"translation-{name}-")
     lines = [
-        "| pass | fit, s | pairs an hour | tokens/s | GFLOP a pair | most resident, MB |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| pass | fit, s | pairs an hour | tokens/s | GFLOP a pair | GFLOP/s | most resident, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for task in results[0]["costs"]:
         cost = {
@@ -85,9 +86,10 @@ def costs(name: str) -> str:
         lines.append(
             f"| {score_name(task)} | {cost['fit_seconds']:.0f} | {cost['pairs_per_hour']:,.0f} "
             f"| {cost['tokens_per_second']:,.0f} | {cost['flops_per_pair'] / 1e9:.2f} "
+            f"| {cost['flops_per_pair'] * cost['pairs_per_hour'] / 3.6e12:.0f} "
             f"| {cost['peak_bytes'] / 1e6:,.0f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", published()])
 
 
 def selection(name: str = "mixed") -> str:
@@ -124,7 +126,7 @@ def rate(name: str = "all") -> str:
         f"{cost['fit_seconds']:,.0f} s for the basis. On {forward['num_pairs']} of them "
         f"{forward['ratio']:.1f} times as fast as forward mode through the whole network "
         f"({forward['pairs_per_second']:.1f} and {forward['forward_mode_pairs_per_second']:.1f} "
-        "pairs a second)."
+        f"pairs a second).\n\n{costs(name)}"
     )
 
 

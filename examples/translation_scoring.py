@@ -18,7 +18,7 @@ import training
 import translation_model
 from keras_influence import data
 from keras_influence.checkpoints import Checkpoint
-from keras_influence.gradients import LossMaps, graph_flops, projection_flops
+from keras_influence.gradients import LossMaps, Projector, graph_flops, projection_flops
 from keras_influence.methods import EncodingMethod
 from keras_influence.methods.resident import MemoryWatch
 from translation_data import Batches
@@ -195,7 +195,7 @@ def forward_mode_ratio(
         for batch in data.batches(batches.in_order(), batches.batch_size)
     ]
     routes = {
-        "rules": lambda batch: maps.project(batch, maps.prepare(directions, batch)),
+        "rules": Projector(maps, lambda: directions),
         "forward_mode": lambda batch: maps.forward_project(batch, directions),
     }
     seconds = {}

@@ -182,12 +182,18 @@ def tpu_result(**rows):
         "settings": {"topology": "v5e:2x2"},
         "model": "translation",
         "num_parameters": 250_000_000,
+        "num_tokens": 64,
         "required_flops": {
             "10": {**passes, "contractions": 2e9},
             "100": {**passes, "contractions": 11e9},
         },
         "rows": [{"step": step, **row, **report} for step, row in rows.items()],
     }
+
+
+def write_tpu_result(directory):
+    """What the line of the published rate is made from."""
+    (directory / "tpu-compile-translation.json").write_text(json.dumps(tpu_result()))
 
 
 def test_tables_of_a_tpu(tmp_path, monkeypatch):
@@ -213,6 +219,11 @@ def test_tables_of_a_tpu(tmp_path, monkeypatch):
     # 1e9) / 4 = 1.5e9. A v2 core holds (8 - 1 - 0.2) / 1, thus 6 directions: two parts, 3e9 bytes
     # at 300e9, 10 ms, are more than 7e9 flops at 9e12; 3,600 x 32 / 10 ms = 11.52 million.
     assert "6 directions fit, s = 2; t = 10.0 ms; 11.52 million an hour" in lines[8]
+    # 4e9 flops an example at rank 10, 2.2e6 times an hour, are 2,444e9 a second.
+    assert scaling_tables.published().endswith(
+        "(250,000,000 parameters) takes 4.0 GFLOP an example of 64 tokens at rank 10, which makes "
+        "2,444 GFLOP/s, 76 a core."
+    )
 
 
 @pytest.mark.parametrize("route", list(projection.ROUTES))
@@ -264,14 +275,16 @@ def test_a_table_of_turned_labels(tmp_path, monkeypatch):
         "seed": 0,
         "matmul_gflops": 100.0,
     }
+    write_tpu_result(tmp_path)
     (tmp_path / "text-qnli-0.json").write_text(json.dumps({"settings": settings, "rows": rows}))
     lines = text_tables.qnli().splitlines()
     assert lines[0].startswith("QNLI, 100 training pairs of 51 tokens, 10 labels turned; a MiniLM")
     assert "80.0% on 50 pairs held out, 90.0% on the given training labels" in lines[0]
     assert lines[4:6] == [
         "| `TracIn`, checkpoints: 3 | 61 | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) | 12,346 "
-        "| 178 | 2.3 | 2,100 |",
-        "| training loss (baseline) |  | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) |  |  |  |  |",
+        "| 178 | 2.26 | 8 | 2,100 |",
+        "| training loss (baseline) |  | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) |  |  |  |  "
+        "|  |",
     ]
 
 
@@ -303,14 +316,15 @@ def test_a_table_of_passages(tmp_path, monkeypatch):
         }
         for method in ("tracin", "arnoldi")
     ]
+    write_tpu_result(tmp_path)
     (tmp_path / "text-wikitext2-0.json").write_text(json.dumps({"methods": found}))
     lines = text_tables.wikitext2().splitlines()
     assert "100 passages of 51 tokens; a GPT of 2 layers, 128 wide (1,234 parameters)" in lines[0]
     assert "3 epochs in 1,234 s; perplexity 31 on these, 100 on what was held out" in lines[0]
     assert "; 6 queries, the 5 first passages of each; seed 0;" in lines[0]
     assert lines[4:6] == [
-        "| `TracIn`, checkpoints: 5 | 12.3 | 2.1 | 2 | 12,346 | 178 | 2.3 | 2,100 |",
-        "| `Arnoldi`, rank 10 | 12.3 | 2.1 | 2 | 12,346 | 178 | 2.3 | 2,100 |",
+        "| `TracIn`, checkpoints: 5 | 12.3 | 2.1 | 2 | 12,346 | 178 | 2.26 | 8 | 2,100 |",
+        "| `Arnoldi`, rank 10 | 12.3 | 2.1 | 2 | 12,346 | 178 | 2.26 | 8 | 2,100 |",
     ]
 
 
