@@ -56,6 +56,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling.scaling,
     "qnli": text.qnli,
     "translation-permuted": translation.TABLES["permuted"],
+    "translation-mixed": translation.TABLES["mixed"],
 }
 
 

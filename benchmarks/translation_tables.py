@@ -95,24 +95,29 @@ def costs(name: str) -> str:
 def selection(name: str = "mixed") -> str:
     """BLEU after training on the best pairs by each score, over the seeds that were run."""
     results = read_results(f"translation-{name}-")
-    found: dict[str, dict[float, list[float]]] = {}
+    found: dict[str, dict[float, list[dict[str, Any]]]] = {}
     for result in results:
         for row in result["selection"]:
-            shares = found.setdefault(row["method"], {})
-            shares.setdefault(row["share"], []).append(row["bleu"])
+            found.setdefault(row["method"], {}).setdefault(row["share"], []).append(row)
     kept = sorted({share for shares in found.values() for share in shares})
     head = " | ".join(f"{100 * share:g}% kept" for share in kept)
     lines = [
         f"{setting(results)}; {results[0]['settings']['select_updates']:,} updates on what is "
-        f"kept, BLEU on {results[0]['num_held_out']:,} held-out pairs:",
+        f"kept, BLEU on {results[0]['num_held_out']:,} held-out pairs, and the share of wrong "
+        "pairs in what is kept:",
         "",
         f"| chosen by | {head} |",
         "| --- |" + " --- |" * len(kept),
     ]
     for method, shares in found.items():
-        cells = [spread(shares[share]) if share in shares else "" for share in kept]
+        cells = [_chosen(shares[share]) if share in shares else "" for share in kept]
         lines.append(f"| {score_name(method)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _chosen(rows: Sequence[dict[str, Any]]) -> str:
+    wrong = statistics.mean(row["noisy_share"] for row in rows)
+    return f"{spread([row['bleu'] for row in rows])}, {wrong:.0%} wrong"
 
 
 def rate(name: str = "all") -> str:
@@ -132,6 +137,6 @@ def rate(name: str = "all") -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "permuted": lambda: f"{retrieval()}\n\n{costs('permuted')}",
-    "mixed": selection,
+    "mixed": lambda: f"{selection()}\n\n{costs('mixed')}",
     "all": rate,
 }

@@ -14,8 +14,7 @@ import translation_scoring
 STAGES = ("prepare", "train", "score", "select", "evaluate")
 
 # The sizes of what was published as Table 2 and Table 3 of which two seeds, side by side, take an
-# hour and a quarter and, by the parts that were measured, two hours of two cores at 130 GFLOP/s
-# each. In seconds of a core:
+# hour and a quarter and two hours of two cores at 130 GFLOP/s each. In seconds of a core:
 #
 #   permuted: 4.7 M parameters, pairs of at most 16 tokens a side as a rule: .18 GFLOP forward, .70
 #   to score at rank 20. Measured a pair: .0085 s in an update, .004 for a loss, .028 to project on
@@ -23,8 +22,11 @@ STAGES = ("prepare", "train", "score", "select", "evaluate")
 #   64: 1,600 s. 40 products of 512 pairs, twice: 1,050 s. 16,000 pairs by two projections each,
 #   norms at two checkpoints, and a loss: 1,700 s.
 #
-#   mixed: 1.3 M parameters. Measured: .0035 s a pair in an update, 17 s for 2,000 translations.
-#   3,000 updates: 700 s; 21 models of 1,000 updates: 4,700 s; 22 times 2,000 translations: 370 s.
+#   mixed: 1.5 M parameters, .06 GFLOP forward, .21 to score at rank 20. Measured a pair: .0037 s in
+#   an update, .0023 for a loss, .01 to project, .016 for a Hessian product; 20 s for 2,000
+#   translations. 3,000 updates: 700 s. 40 products of 512 pairs: 340 s. 50,000 pairs by a
+#   projection and a loss: 650 s. 21 models of 1,000 updates: 4,900 s. 22 times 2,000 translations:
+#   440 s.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "permuted": {
         "stage": ["prepare", "train", "score", "evaluate"],

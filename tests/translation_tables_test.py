@@ -88,17 +88,20 @@ def test_retrieval_and_its_cost(write):
 
 def test_selection(write):
     rows = [
-        {"method": "none", "share": 1.0, "bleu": 5.0},
-        {"method": "arnoldi-all-20", "share": 0.1, "bleu": 6.25},
+        {"method": "none", "share": 1.0, "bleu": 5.0, "noisy_share": 0.3},
+        {"method": "arnoldi-all-20", "share": 0.1, "bleu": 6.25, "noisy_share": 0.04},
     ]
-    write("mixed", result(0, selection=rows))
+    write("mixed", result(0, selection=rows, costs={"arnoldi-all": COST}))
     lines = translation_tables.TABLES["mixed"]().splitlines()
-    assert lines[0].endswith("400 updates on what is kept, BLEU on 2,000 held-out pairs:")
-    assert lines[2:] == [
+    assert lines[0].endswith(
+        "400 updates on what is kept, BLEU on 2,000 held-out pairs, and the share of wrong pairs "
+        "in what is kept:"
+    )
+    assert lines[2:6] == [
         "| chosen by | 10% kept | 100% kept |",
         "| --- | --- | --- |",
-        "| no filter (baseline) |  | 5.0 |",
-        "| `Arnoldi`, all layers, rank 20 | 6.2 |  |",
+        "| no filter (baseline) |  | 5.0, 30% wrong |",
+        "| `Arnoldi`, all layers, rank 20 | 6.2, 4% wrong |  |",
     ]
 
 
@@ -141,18 +144,19 @@ while content["at_once"] == 2 and not other.exists():
 BENCHMARK = """
 import pathlib, sys
 sys.path.insert(0, sys.argv.pop(1))
-import result_files, translation
+import result_files, translation, translation_tables
 from absl import app
 translation.EXAMPLE = pathlib.Path("example.py")
 translation.RESULTS = result_files.RESULTS = pathlib.Path("results")
+translation_tables.published = lambda: "Published."
 app.run(translation.main)
 """
 
 
 def test_runs_at_a_time_share_the_processors_and_are_kept(tmp_path):
-    selection = [{"method": "none", "share": 1.0, "bleu": 5.0}]
+    selection = [{"method": "none", "share": 1.0, "bleu": 5.0, "noisy_share": 0.3}]
     at_once = min(2, len(os.sched_getaffinity(0)))
-    content = result(0, selection=selection, at_once=at_once)
+    content = result(0, selection=selection, costs={}, at_once=at_once)
     (tmp_path / "data").write_text(json.dumps(content), encoding="utf-8")
     example = tmp_path / "example.py"
     example.write_text(EXAMPLE, encoding="utf-8")
@@ -161,7 +165,7 @@ def test_runs_at_a_time_share_the_processors_and_are_kept(tmp_path):
     command = [sys.executable, "-c", BENCHMARK, str(folder), *flags]
     for _ in range(2):
         found = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-        assert found.stdout.decode().splitlines()[-1] == "| no filter (baseline) | 5.0 |"
+        assert "| no filter (baseline) | 5.0, 30% wrong |" in found.stdout.decode().splitlines()
         example.unlink(missing_ok=True)  # Nothing is run again.
     kept = [
         json.loads((tmp_path / "results" / f"translation-mixed-{seed}.json").read_text())
