@@ -60,7 +60,7 @@ def train(
         for number, generator in enumerate(generators):
             generator.assign((number, epoch))
         model.fit(
-            batches(epoch),
+            ki.data.untuned(batches(epoch)),
             initial_epoch=epoch,
             epochs=epoch + 1,
             shuffle=False,

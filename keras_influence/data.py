@@ -131,6 +131,18 @@ def prefetched(items: Iterable[_T]) -> Generator[_T, None, None]:
         thread.join()
 
 
+def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset without TensorFlow's tuning of it as it is read; what it gives is the same.
+
+    Where processors are busy, the tuner's thread can miss that an iterator ends, and the end then
+    waits for its timer: for up to a minute, and up to as long as the pass itself took. Without it
+    `tf.data.AUTOTUNE` stands for as many calls at once as there are processors (16 at most).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
 def with_ids(dataset: Any) -> Any:
     """The dataset with each example's id, its position, put beside its inputs.
 
@@ -301,7 +313,7 @@ def _parts(dataset: Any, batch_size: int | None) -> Iterator[Part]:
 
 def _elements(dataset: Any, batch_size: int | None) -> Iterator[Any]:
     if isinstance(dataset, tf.data.Dataset):
-        yield from dataset
+        yield from untuned(dataset)
     elif isinstance(dataset, keras.utils.PyDataset):
         if dataset.num_batches is None:
             raise ValueError("A PyDataset of unknown length never ends: give it a `__len__`.")

@@ -246,6 +246,21 @@ def test_examples_of_several_shapes_cannot_be_drawn():
         data.read(dataset)
 
 
+def test_no_tuner_keeps_the_end_of_a_pass_waiting(monkeypatch):
+    dataset, read = FORMS["dataset"](*_rows()), []
+    iterate = tf.data.Dataset.__iter__
+
+    def watched(self):
+        read.append(self.options().autotune.enabled)
+        return iterate(self)
+
+    monkeypatch.setattr(tf.data.Dataset, "__iter__", watched)
+    assert sum(batch.num_examples for batch in data.batches(dataset)) == 10
+    assert read == [False]
+    assert data.untuned(dataset).cardinality() == dataset.cardinality() == 3
+    assert dataset.options().autotune.enabled is None
+
+
 def test_what_is_read_ahead():
     made = []
 
