@@ -220,10 +220,11 @@ def published() -> str:
     flops = sum(result["required_flops"]["10"].values())
     rate = _PUBLISHED * flops / 3600
     return (
-        f"Published, on {_NUM_CHIPS} TPU v2 cores: {_PUBLISHED:,.0f} examples an hour. By the same "
-        f"count a model of that size ({result['num_parameters']:,} parameters) takes "
-        f"{flops / 1e9:.1f} GFLOP an example of {result['num_tokens']} tokens at rank 10, which "
-        f"makes {rate / 1e9:,.0f} GFLOP/s, {rate / _NUM_CHIPS / 1e9:,.0f} a core."
+        f"Published, on {_NUM_CHIPS} TPU v2 cores: {_PUBLISHED:,.0f} examples an hour, of neither "
+        "rank nor length told. Were they at rank 10 and of "
+        f"{result['num_tokens']} tokens, then by the same count, with a model of "
+        f"{result['num_parameters']:,} parameters, {flops / 1e9:.1f} GFLOP an example: "
+        f"{rate / 1e9:,.0f} GFLOP/s, {rate / _NUM_CHIPS / 1e9:,.0f} a core."
     )
 
 

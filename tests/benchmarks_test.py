@@ -221,8 +221,8 @@ def test_tables_of_a_tpu(tmp_path, monkeypatch):
     assert "6 directions fit, s = 2; t = 10.0 ms; 11.52 million an hour" in lines[8]
     # 4e9 flops an example at rank 10, 2.2e6 times an hour, are 2,444e9 a second.
     assert scaling_tables.published().endswith(
-        "(250,000,000 parameters) takes 4.0 GFLOP an example of 64 tokens at rank 10, which makes "
-        "2,444 GFLOP/s, 76 a core."
+        "Were they at rank 10 and of 64 tokens, then by the same count, with a model of "
+        "250,000,000 parameters, 4.0 GFLOP an example: 2,444 GFLOP/s, 76 a core."
     )
 
 
