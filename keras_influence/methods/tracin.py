@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from keras_influence import checkpoints as run_checkpoints
 from keras_influence import data
@@ -20,6 +21,7 @@ class TracIn(GradientMethod):
         I(z, x) = sum_k eta_k <grad l(z; theta_k), grad l(x; theta_k)>,
 
     with eta_k the optimizer's learning rate recorded at checkpoint k (TracInCP, their section 3.2).
+    A checkpoint at which a schedule had reached 0 adds nothing, and is left out with a warning.
     It follows the run itself and needs no Hessian, which makes it strong for mislabeled examples;
     it costs a pass over the data for each checkpoint. There is no 1/N in it: `scale` does not
     apply, and `fit` only counts the training examples.
@@ -35,6 +37,7 @@ class TracIn(GradientMethod):
         **kwargs: see `InfluenceMethod`.
 
     Raises:
+        ValueError: no checkpoints, or none with a learning rate above 0.
         FileNotFoundError: no checkpoint in the directory.
         storage.TornStoreError: a checkpoint that is incomplete or altered.
 
@@ -54,9 +57,21 @@ class TracIn(GradientMethod):
         super().__init__(model, **kwargs)
         if isinstance(checkpoints, (str, os.PathLike)):
             checkpoints = run_checkpoints.list_checkpoints(checkpoints)
-        self.checkpoints = list(checkpoints)
-        if not self.checkpoints:
+        given = list(checkpoints)
+        if not given:
             raise ValueError("`checkpoints` is empty: TracIn sums over one at least.")
+        self.checkpoints = [each for each in given if each.learning_rate != 0]
+        ended = [each.step for each in given if each.learning_rate == 0]
+        if not self.checkpoints:
+            raise ValueError(
+                "TracIn weighs each checkpoint by its learning rate, which is 0 at all of "
+                f"`checkpoints`, of steps {ended}. Pass earlier ones, from before the schedule "
+                "reached 0."
+            )
+        if ended:
+            logging.warning(
+                "TracIn leaves out the checkpoints of steps %s: their learning rate is 0.", ended
+            )
 
     def _fit(self, dataset: Any) -> int:
         return data.count(dataset)

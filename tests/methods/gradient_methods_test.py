@@ -88,6 +88,19 @@ def test_tracin_over_chosen_checkpoints(tmp_path):
         ki.TracIn(model, checkpoints=tmp_path / "nothing")
 
 
+def test_tracin_leaves_out_checkpoints_without_a_rate(tmp_path):
+    weight_sets = [np.array([0.5, -1, 2.0]), np.ones(3)]
+    model = _recorded(tmp_path / "run", weight_sets, [0.125, 0.0])
+    train, queries = _problem()
+    first, last = ki.checkpoints.list_checkpoints(tmp_path / "run")
+    tracin = ki.TracIn(model, checkpoints=tmp_path / "run")
+    assert [each.step for each in tracin.checkpoints] == [first.step]
+    expected = 0.125 * _gradients(queries, weight_sets[0]) @ _gradients(train, weight_sets[0]).T
+    np.testing.assert_allclose(tracin.scores(queries, train), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=rf"0 at all of `checkpoints`, of steps \[{last.step}\]"):
+        ki.TracIn(model, checkpoints=[last])
+
+
 def test_tracin_puts_the_weights_back_after_an_error(tmp_path):
     model = _recorded(tmp_path / "run", [np.zeros(3)], [0.5])
     cases.set_weights(model, np.full(3, 7.0))
