@@ -55,6 +55,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tpu-compile": scaling.tpu_compile,
     "scaling": scaling.scaling,
     "qnli": text.qnli,
+    "wikitext2": text.wikitext2,
     "translation-permuted": translation.TABLES["permuted"],
     "translation-mixed": translation.TABLES["mixed"],
 }

@@ -1,5 +1,8 @@
 """The tables of benchmarks/text.py: turned labels of pairs found, and passages behind others."""
 
+import math
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from result_files import read_results
@@ -10,6 +13,7 @@ _NAMES = {
     "random_projection": "`RandomProjection`, rank {rank}",
     "tracin": "`TracIn`, checkpoints: {checkpoints}",
     "gradient_dot": "`GradientDot`",
+    "ekfac": "`EKFAC`",
     "loss": "training loss (baseline)",
 }
 
@@ -59,6 +63,16 @@ def qnli() -> str:
     return "\n".join([*lines, "", published()])
 
 
+def _from_own_source(queries: Sequence[dict[str, Any]]) -> str:
+    """Percent of the proponents, and the standard error of this mean over queries."""
+    shares = [
+        statistics.mean(100.0 * (each["source"] == query["source"]) for each in query["proponents"])
+        for query in queries
+    ]
+    error = statistics.stdev(shares) / math.sqrt(len(shares))
+    return f"{statistics.mean(shares):.1f} ± {error:.1f}"
+
+
 def wikitext2() -> str:
     """How many of the top passages are of the query's own article, and what scoring took."""
     (result,) = read_results("text-wikitext2-")
@@ -68,10 +82,10 @@ def wikitext2() -> str:
         f"WikiText-2's validation and test text, {settings['num_train_passages']:,} passages of "
         f"{settings['num_train_tokens'] / settings['num_train_passages']:.0f} tokens; a GPT of "
         f"{settings['num_layers']} layers, {settings['width']} wide "
-        f"({settings['num_parameters']:,} parameters), {settings['epochs']} epochs in "
-        f"{settings['train_seconds']:,.0f} s; perplexity {settings['train_perplexity']:.0f} on "
-        f"these, {settings['test_perplexity']:.0f} on what was held out; {len(first['queries'])} "
-        f"queries, the {settings['k']} first passages of each; seed {settings['seed']}; "
+        f"({settings['num_parameters']:,} parameters), {settings['epochs']} epochs; perplexity "
+        f"{settings['train_perplexity']:.0f} on these, {settings['test_perplexity']:.0f} on what "
+        f"was held out; {len(first['queries'])} queries, the {settings['k']} first passages of "
+        f"each (± the standard error over queries); seed {settings['seed']}; "
         f"{settings['matmul_gflops']:.0f} GFLOP/s in matrix products:",
         "",
         "| method | from the query's article, % | of all passages, % | fit, s | examples an hour "
@@ -79,15 +93,17 @@ def wikitext2() -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for found in result["methods"]:
-        settings, own = found["settings"], found["from_own_source"]
+        settings = found["settings"]
         name = _NAMES[settings["method"]].format(
             rank=settings["rank"][-1], checkpoints=settings["checkpoints"][-1]
         )
+        if settings["method"] == "arnoldi" and settings["complement"] == "none":
+            name += ", `complement=None` (as published)"
         cells = [
             name,
-            f"{100 * own['proponents']:.1f}",
-            f"{100 * own['chance']:.1f}",
-            f"{settings['fit_seconds']:.0f}",
+            _from_own_source(found["queries"]),
+            f"{100 * found['from_own_source']['chance']:.1f}",
+            f"{settings['fit_seconds']:,.0f}",
             *_rates(found["throughput"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -37,6 +37,8 @@ class MethodSettings(NamedTuple):
     lissa_damping: float = 0.01
     lissa_scale: float | None = None
     lissa_batch_size: int = 32
+    # As published: for finding wrong labels the eigenvectors are enough.
+    complement: str | None = None
     shared: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -69,8 +71,7 @@ def build(
             return ki.Arnoldi(
                 model,
                 num_iterations=settings.num_iterations,
-                # As published: for finding wrong labels the eigenvectors are enough.
-                complement=None,
+                complement=settings.complement,
                 damping=0.0,
                 num_examples=settings.num_hessian_examples,
                 seed=settings.seed,

@@ -54,7 +54,10 @@ NUM_ITERATIONS = flags.DEFINE_integer(
     "num_iterations", 0, "Hessian-vector products of arnoldi; 0 for twice the rank.", lower_bound=0
 )
 NUM_HESSIAN_EXAMPLES = flags.DEFINE_integer(
-    "num_hessian_examples", 0, "Training examples in arnoldi's Hessian; 0 for all.", lower_bound=0
+    "num_hessian_examples",
+    0,
+    "Training examples in arnoldi's Hessian, and ekfac's factors; 0 for all.",
+    lower_bound=0,
 )
 LISSA_DEPTH = flags.DEFINE_integer("lissa_depth", 100, "Steps of lissa.", lower_bound=1)
 LISSA_DAMPING = flags.DEFINE_float(

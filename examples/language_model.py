@@ -40,6 +40,7 @@ import text_flags
 import throughput
 import training
 from keras_influence.checkpoints import Checkpoint
+from keras_influence.methods import EncodingMethod
 from passages import Passages
 
 _QUERY = flags.DEFINE_multi_string(
@@ -50,6 +51,13 @@ _QUERY = flags.DEFINE_multi_string(
 _LENGTH = flags.DEFINE_integer("length", 64, "Tokens of a passage.", lower_bound=2)
 _NUM_LAYERS = flags.DEFINE_integer("num_layers", 2, "Decoder layers.", lower_bound=1)
 _WIDTH = flags.DEFINE_integer("width", 128, "Width of the layers, 32 to a head.", lower_bound=32)
+_COMPLEMENT = flags.DEFINE_enum(
+    "complement",
+    "rayleigh",
+    ["rayleigh", "none"],
+    "What stands for the inverse curvature outside of arnoldi's eigenvectors: an inverse Rayleigh "
+    "quotient, or, as published, nothing, so that the eigenvectors alone count.",
+)
 # What a directory's model depends on, and then what is asked of it.
 _OF_TRAINING = (
     text_flags.DATA,
@@ -68,6 +76,7 @@ _OF_SCORES = (
     method_flags.NUM_QUERIES,
     _QUERY,
     common_flags.RANK,
+    _COMPLEMENT,
     common_flags.CHECKPOINTS,
     common_flags.NUM_ITERATIONS,
     common_flags.NUM_HESSIAN_EXAMPLES,
@@ -148,9 +157,13 @@ def answer(
         # What the log-likelihood would gain without a passage is minus what it owes to it.
         scores = -method.scores(asked.arrays, train.arrays)
         end = time.perf_counter()
-        directions = rank if name in attribution.WITH_RANK else len(asked.sources)
+        # Encodings are of the rank; what is no encoding has a direction for each query.
+        encodes = isinstance(method, EncodingMethod) and not (
+            isinstance(method, ki.Arnoldi) and method.complement
+        )
+        directions = rank if encodes else len(asked.sources)
         flops = throughput.flops_per_example(method, train.arrays, directions)
-        flops *= len(checkpoints) if name == "tracin" else 1
+        flops *= len(method.checkpoints) if isinstance(method, ki.TracIn) else 1
         rates = throughput.measure(end - fitted, len(train.sources), train.num_tokens, flops)
         return {"scores": scores, "fit_seconds": fitted - start, "rates": rates}
 
@@ -293,7 +306,9 @@ def main(argv: Sequence[str]) -> None:
         name,
         model,
         training.evenly_spaced(trained.checkpoints, count) if name == "tracin" else (),
-        common_flags.method_settings(),
+        common_flags.method_settings()._replace(
+            complement=None if _COMPLEMENT.value == "none" else _COMPLEMENT.value
+        ),
         common_flags.counts(common_flags.RANK)[-1],
         train,
         asked,
@@ -337,5 +352,5 @@ if __name__ == "__main__":
     flags.set_default(common_flags.CHECKPOINTS, ["5"])
     flags.set_default(common_flags.SCORE_BATCH_SIZE, 32)
     flags.set_default(common_flags.NUM_HESSIAN_EXAMPLES, 500)
-    flags.set_default(method_flags.METHOD, "tracin")
+    flags.set_default(method_flags.METHOD, "ekfac")
     app.run(main)

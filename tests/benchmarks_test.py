@@ -297,7 +297,6 @@ def test_a_table_of_passages(tmp_path, monkeypatch):
         "width": 128,
         "num_parameters": 1234,
         "epochs": 3,
-        "train_seconds": 1234.5,
         "train_perplexity": 31.2,
         "test_perplexity": 99.6,
         "k": 5,
@@ -309,22 +308,35 @@ def test_a_table_of_passages(tmp_path, monkeypatch):
     }
     found = [
         {
-            "settings": {**settings, "method": method},
+            "settings": {**settings, "method": method, "complement": complement},
             "throughput": RATES,
             "from_own_source": {"proponents": 0.123, "chance": 0.021},
-            "queries": [{}] * 6,
+            # Half of the proponents are the query's own in three of six queries, else none.
+            "queries": [
+                {"source": source, "proponents": [{"source": "a"}, {"source": "c"}]}
+                for source in "ababab"
+            ],
         }
-        for method in ("tracin", "arnoldi")
+        for method, complement in (
+            ("tracin", "rayleigh"),
+            ("arnoldi", "rayleigh"),
+            ("arnoldi", "none"),
+        )
     ]
     write_tpu_result(tmp_path)
     (tmp_path / "text-wikitext2-0.json").write_text(json.dumps({"methods": found}))
     lines = text_tables.wikitext2().splitlines()
     assert "100 passages of 51 tokens; a GPT of 2 layers, 128 wide (1,234 parameters)" in lines[0]
-    assert "3 epochs in 1,234 s; perplexity 31 on these, 100 on what was held out" in lines[0]
-    assert "; 6 queries, the 5 first passages of each; seed 0;" in lines[0]
-    assert lines[4:6] == [
-        "| `TracIn`, checkpoints: 5 | 12.3 | 2.1 | 2 | 12,346 | 178 | 2.26 | 8 | 2,100 |",
-        "| `Arnoldi`, rank 10 | 12.3 | 2.1 | 2 | 12,346 | 178 | 2.26 | 8 | 2,100 |",
+    assert "3 epochs; perplexity 31 on these, 100 on what was held out" in lines[0]
+    assert (
+        "; 6 queries, the 5 first passages of each (± the standard error over queries)" in lines[0]
+    )
+    # The deviation from 25% is 25, over 5 degrees of freedom: sqrt(6 x 625 / 5 / 6) = 11.2.
+    assert lines[4:7] == [
+        "| `TracIn`, checkpoints: 5 | 25.0 ± 11.2 | 2.1 | 2 | 12,346 | 178 | 2.26 | 8 | 2,100 |",
+        "| `Arnoldi`, rank 10 | 25.0 ± 11.2 | 2.1 | 2 | 12,346 | 178 | 2.26 | 8 | 2,100 |",
+        "| `Arnoldi`, rank 10, `complement=None` (as published) | 25.0 ± 11.2 | 2.1 | 2 | 12,346 "
+        "| 178 | 2.26 | 8 | 2,100 |",
     ]
 
 

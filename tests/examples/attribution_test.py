@@ -13,6 +13,7 @@ SETTINGS = attribution.MethodSettings(
     lissa_damping=0.5,
     lissa_scale=20.0,
     lissa_batch_size=4,
+    complement="trace",
 )
 
 
@@ -26,7 +27,11 @@ def model():
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [
-        ("arnoldi", ki.Arnoldi, {"rank": 2, "num_iterations": 6, "num_examples": 7, "seed": 3}),
+        (
+            "arnoldi",
+            ki.Arnoldi,
+            {"rank": 2, "num_iterations": 6, "num_examples": 7, "seed": 3, "complement": "trace"},
+        ),
         ("random_projection", ki.RandomProjection, {"rank": 2, "seed": 3}),
         ("ekfac", ki.EKFAC, {"num_examples": 7, "seed": 3, "labels": "sampled"}),
         ("gradient_dot", ki.GradientDot, {"similarity": "dot"}),
