@@ -58,6 +58,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "wikitext2": text.wikitext2,
     "translation-permuted": translation.TABLES["permuted"],
     "translation-mixed": translation.TABLES["mixed"],
+    "translation-all": translation.TABLES["all"],
 }
 
 
