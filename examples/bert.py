@@ -151,13 +151,39 @@ def small_backbone(vocabulary_size: int, max_length: int) -> keras_hub.models.Be
 
 
 def classifier(
-    backbone: keras_hub.models.BertBackbone, num_classes: int, learning_rate: float
+    backbone: keras_hub.models.BertBackbone,
+    num_classes: int,
+    learning_rate: float,
+    num_steps: int,
 ) -> keras.Model:
-    """A linear layer on the pooled output, compiled: logits, crossentropy, Adam."""
-    pooled = keras.layers.Dropout(backbone.dropout)(backbone.output["pooled_output"])
-    model = keras.Model(backbone.input, keras.layers.Dense(num_classes, name="label")(pooled))
+    """A linear layer on what the two sentences' means tell of each other, compiled.
+
+    u and v are means of the backbone's outputs over each sentence's tokens; the layer reads u, v,
+    |u - v| and u * v (Conneau et al. 2017, figure 1, there of sentences read apart). A sentence
+    encoder was trained to be compared by such means, not by its pooler's outputs. The model gives
+    logits, and is compiled with crossentropy and AdamW, whose rate rises over a tenth of
+    `num_steps` to `learning_rate` and then falls to 0 as a cosine.
+    """
+    outputs = backbone.output["sequence_output"]
+    real = keras.ops.not_equal(backbone.input["padding_mask"], 0)
+    u, v = (
+        keras.layers.GlobalAveragePooling1D(name=f"mean_{segment}")(
+            outputs,
+            mask=keras.ops.logical_and(
+                real, keras.ops.equal(backbone.input["segment_ids"], segment)
+            ),
+        )
+        for segment in (0, 1)
+    )
+    compared = keras.layers.Concatenate()([u, v, keras.ops.absolute(u - v), u * v])
+    kept = keras.layers.Dropout(backbone.dropout)(compared)
+    model = keras.Model(backbone.input, keras.layers.Dense(num_classes, name="label")(kept))
+    warmup = num_steps // 10
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, num_steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
+    )
     model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=0.01),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -180,7 +206,7 @@ def last_layers(
         )
     first = backbone.num_layers - count
     chosen = {f"transformer_layer_{number}" for number in range(first, backbone.num_layers)}
-    chosen |= {"pooled_dense", "label"}
+    chosen.add("label")
     return lambda variable: variable.path.split("/")[0] in chosen
 
 

@@ -205,7 +205,7 @@ def score(
         scores = task.in_place(method.self_influence(task.dataset))
         end = time.perf_counter()
         flops = throughput.flops_per_example(method, task.dataset, rank or 1)
-        flops *= num_checkpoints or 1
+        flops *= len(method.checkpoints) if isinstance(method, ki.TracIn) else 1
         tokens = int(task.tokens.lengths.sum())
         rates = throughput.measure(end - fitted, scores.size, tokens, flops)
         return {"scores": scores, "seconds": (fitted - start, end - fitted), "rates": rates}
@@ -271,10 +271,10 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"--methods must be out of {', '.join(METHODS)}. Received: {names}.")
     num_epochs, seed = common_flags.EPOCHS.value, common_flags.SEED.value
     counts = common_flags.checkpoint_counts()
-    if "tracin" in names and counts[-1] > num_epochs:
+    if "tracin" in names and counts[-1] >= num_epochs:
         raise app.UsageError(
-            f"--checkpoints={counts[-1]} needs at least as many --epochs, each of which gives one. "
-            f"Received: --epochs={num_epochs}."
+            f"--checkpoints={counts[-1]} needs more --epochs: each gives one, and at the last the "
+            f"learning rate is 0. Received: --epochs={num_epochs}."
         )
     data = sentence_pairs.load(
         text_flags.DATA.value,
@@ -301,19 +301,28 @@ def main(argv: Sequence[str]) -> None:
     backbone, tokenizer = load_bert(
         _WEIGHTS.value, directory, data, buckets[-1], text_flags.NUM_PIECES.value
     )
-    model = bert.classifier(backbone, len(data.train.class_names), common_flags.LEARNING_RATE.value)
     train, test = (
         sentence_pairs.encode(pairs, tokenizer, buckets[-1]) for pairs in (data.train, data.test)
     )
 
-    def epoch(number: int) -> tf.data.Dataset:
-        chosen = sentence_pairs.shuffled(
+    def epoch(number: int) -> list[NDArray[np.int64]]:
+        return sentence_pairs.shuffled(
             train.lengths, buckets, common_flags.BATCH_SIZE.value, (seed, number)
         )
-        return sentence_pairs.batches(train, buckets, chosen)
 
+    model = bert.classifier(
+        backbone,
+        len(data.train.class_names),
+        common_flags.LEARNING_RATE.value,
+        num_epochs * len(epoch(0)),
+    )
     logging.info("Training on %d pairs", wrong.size)
-    trained = epochs.train(model, epoch, directory / "checkpoints", num_epochs)
+    trained = epochs.train(
+        model,
+        lambda number: sentence_pairs.batches(train, buckets, epoch(number)),
+        directory / "checkpoints",
+        num_epochs,
+    )
     batch_size = common_flags.SCORE_BATCH_SIZE.value
     logits, given = (predict(model, each, buckets, batch_size) for each in (test, train))
     predicted = logits.argmax(axis=1).astype(np.int32)
@@ -325,7 +334,8 @@ def main(argv: Sequence[str]) -> None:
         f"{test.labels.size} test pairs"
     )
 
-    task = make_task(model, trained.checkpoints, train, buckets, batch_size)
+    # The last epoch's weights are the model's own; TracIn would weigh them by a rate of 0.
+    task = make_task(model, trained.checkpoints[:-1], train, buckets, batch_size)
     method_settings = common_flags.method_settings()._replace(
         shared={"variables": bert.last_layers(backbone, _NUM_LAST_LAYERS.value)}
     )
@@ -385,7 +395,7 @@ if __name__ == "__main__":
     flags.set_default(common_flags.EPOCHS, 3)
     flags.set_default(common_flags.LEARNING_RATE, 1e-4)
     flags.set_default(common_flags.RANK, ["10"])
-    flags.set_default(common_flags.CHECKPOINTS, ["1", "3"])
+    flags.set_default(common_flags.CHECKPOINTS, ["1", "2"])
     flags.set_default(common_flags.SCORE_BATCH_SIZE, 64)
     flags.set_default(common_flags.NUM_HESSIAN_EXAMPLES, 500)
     flags.set_default(method_flags.METHODS, list(METHODS))

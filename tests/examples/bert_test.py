@@ -1,7 +1,6 @@
 import json
 import math
 
-import keras
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -104,18 +103,35 @@ def test_upper_case(altered, bert_directory):
 
 def test_last_layers():
     backbone = bert.small_backbone(10, 4)
-    model = bert.classifier(backbone, 3, 0.1)
+    model = bert.classifier(backbone, 3, 0.1, 20)
     assert bert.last_layers(backbone, 0) is None
     chosen = bert.last_layers(backbone, 1)
     names = {v.path.split("/")[0] for v in model.trainable_variables if chosen(v)}
-    assert names == {"transformer_layer_1", "pooled_dense", "label"}
+    assert names == {"transformer_layer_1", "label"}
     with pytest.raises(ValueError, match="has 2 layers, of which the last 3"):
         bert.last_layers(backbone, 3)
 
 
-def test_classifier_gives_logits(bert_directory):
-    model = bert.classifier(bert.load_backbone(bert_directory), 3, 0.1)
-    logits = model({"token_ids": IDS, "segment_ids": SEGMENTS, "padding_mask": MASK})
-    assert logits.shape == (2, 3)
-    assert float(model.optimizer.learning_rate) == pytest.approx(0.1)
-    assert isinstance(model.optimizer, keras.optimizers.Adam)
+def test_classifier_compares_the_means_of_two_sentences(bert_directory):
+    backbone = bert.load_backbone(bert_directory)
+    model = bert.classifier(backbone, 3, 0.1, 20)
+    inputs = {"token_ids": IDS, "segment_ids": SEGMENTS, "padding_mask": MASK}
+    outputs = np.asarray(backbone(inputs)["sequence_output"])
+    u, v = (
+        np.stack(
+            [
+                row[(mask > 0) & (segments == segment)].mean(axis=0)
+                for row, mask, segments in zip(outputs, MASK, SEGMENTS, strict=True)
+            ]
+        )
+        for segment in (0, 1)
+    )
+    kernel, bias = (np.asarray(each) for each in model.get_layer("label").weights)
+    expected = np.concatenate([u, v, abs(u - v), u * v], axis=1) @ kernel + bias
+    np.testing.assert_allclose(model(inputs), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_classifier_warms_up_and_cools_down():
+    model = bert.classifier(bert.small_backbone(10, 4), 3, 0.1, 20)
+    rates = [float(model.optimizer._learning_rate(step)) for step in (0, 1, 2, 11, 20)]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05, 0.0])

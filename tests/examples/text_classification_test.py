@@ -84,9 +84,8 @@ def test_every_stage(run, capsys):
     scores = np.load(directory / "scores.npz")
     wrong = np.flatnonzero(scores["given_labels"] != scores["true_labels"])
     np.testing.assert_array_equal(np.sort(np.argsort(-scores["gradient_dot"])[:4]), wrong)
-    # One checkpoint, the last, holds the final weights: TracIn is the gradient product there.
-    ratio = scores["tracin_1"] / scores["gradient_dot"]
-    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+    # Of the three checkpoints the last one is that of `tracin_1`.
+    assert (scores["tracin_3"] > scores["tracin_1"]).all() and (scores["tracin_1"] > 0).all()
 
     output = capsys.readouterr().out
     assert "accuracy: 0.900 on the given training labels, 1.000 on 4 test pairs" in output
@@ -112,7 +111,7 @@ def test_every_stage(run, capsys):
     assert again["settings"]["epochs_resumed"] == 12
     assert times == {path: path.stat().st_mtime_ns for path in directory.glob("scores/*.npz")}
     with pytest.raises(ValueError, match="a run with other settings: epochs"):
-        run(epochs=2, checkpoints="2")
+        run(epochs=3, checkpoints="1,2")
 
 
 @pytest.mark.slow
@@ -127,7 +126,7 @@ def test_a_bert_from_nothing(run):
     ("changes", "error", "message"),
     [
         ({"methods": "ekfac"}, app.UsageError, r"Received: \['ekfac'\]"),
-        ({"checkpoints": "13"}, app.UsageError, "--checkpoints=13 needs at least as many --epochs"),
+        ({"checkpoints": "12"}, app.UsageError, "--checkpoints=12 needs more --epochs"),
         ({"corruption": 0}, app.UsageError, "turns 0 of 40 labels"),
         ({"lengths": "8,17"}, ValueError, "at most 16, the positions of the BERT. Received: 17"),
     ],
