@@ -9,7 +9,7 @@ import numpy as np
 from keras_influence import data
 from keras_influence.methods.direction import GradientMethod
 from keras_influence.methods.scoring import Steps
-from keras_influence.methods.work import Job, Work
+from keras_influence.methods.work import Job, Load, Work
 
 SIMILARITIES = ("dot", "cosine")
 
@@ -67,6 +67,9 @@ class GradientDot(GradientMethod):
         if self.similarity == "cosine" and job.queries is not None:
             for load in (job.queries, job.train):
                 yield from self._self_influence_work(job, load)
+
+    def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        yield from super()._self_influence_work(job, load)
 
     def _report(self) -> Iterator[str]:
         yield f"similarity: {self.similarity}"
