@@ -82,10 +82,19 @@ def wikitext2(places: dict[str, str]) -> dict[str, Any]:
     results = []
     for chosen in WIKITEXT2_METHODS:
         run("language_model.py", {**WIKITEXT2, **chosen}, places)
-        # The directory may hold the answers to other questions, too.
+        # The directory may hold the answers to other questions, too; this one's are the newest.
         files = pathlib.Path(_RUN.value).glob("*/results.json")
         results.append(read(max(files, key=lambda file: file.stat().st_mtime_ns), places))
+        results[-1]["queries"] = [without_texts(query) for query in results[-1]["queries"]]
     return {"methods": results}
+
+
+def without_texts(query: dict[str, Any]) -> dict[str, Any]:
+    """The numbers and sources of a query and its passages, whose words are the corpus's."""
+    kept = {key: query[key] for key in ("source", "log_likelihood")}
+    for kind in ("proponents", "opponents"):
+        kept[kind] = [{key: each[key] for key in ("id", "source", "score")} for each in query[kind]]
+    return kept
 
 
 def main(argv: Sequence[str]) -> None:

@@ -69,6 +69,7 @@ class GradientDot(GradientMethod):
                 yield from self._self_influence_work(job, load)
 
     def _self_influence_work(self, job: Job, load: Load) -> Iterator[Work]:
+        # Of `_self_influence` above, which is not the parent's: plans ask for its own description.
         yield from super()._self_influence_work(job, load)
 
     def _report(self) -> Iterator[str]:
