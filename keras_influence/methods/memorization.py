@@ -16,10 +16,12 @@ class MemorizedExamples(NamedTuple):
             others teach it as well; for errors, near 1, it is memorised. Shape
             `[N]`.
         standard_errors: Of the values. Shape `[N]`.
+        without: Mean output of the models without the example. Shape `[N]`.
     """
 
     values: NDArray[np.float64]
     standard_errors: NDArray[np.float64]
+    without: NDArray[np.float64]
 
 
 class Memorization(TableMethod):
@@ -86,10 +88,10 @@ class Memorization(TableMethod):
             )
         _check_balance(masks.sum(axis=0), len(masks))
         sides = [np.ma.masked_array(outputs, mask) for mask in (masks, ~masks)]
-        means = [side.mean(axis=0) for side in sides]
+        without, within = (np.asarray(side.mean(axis=0)) for side in sides)
         errors = [side.var(axis=0, ddof=1) / side.count(axis=0) for side in sides]
         return MemorizedExamples(
-            np.asarray(means[0] - means[1]), np.sqrt(np.asarray(errors[0] + errors[1]))
+            without - within, np.sqrt(np.asarray(errors[0] + errors[1])), without
         )
 
 

@@ -8,7 +8,12 @@ from keras_influence.trainers.influence_trainer import (
     InfluenceTrainer,
     InfluenceTrainerMixin,
 )
-from keras_influence.trainers.subsets import leave_group_out, leave_one_out, random_subsets
+from keras_influence.trainers.subsets import (
+    leave_fold_out,
+    leave_group_out,
+    leave_one_out,
+    random_subsets,
+)
 
 __all__ = [
     "InfluenceRecord",
@@ -18,6 +23,7 @@ __all__ = [
     "Retraining",
     "RetrainingBank",
     "StoredBank",
+    "leave_fold_out",
     "leave_group_out",
     "leave_one_out",
     "random_subsets",

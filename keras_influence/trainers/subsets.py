@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import model_selection
 
 
 def random_subsets(
@@ -70,3 +71,36 @@ def leave_group_out(
 def leave_one_out(num_train: int, ids: ArrayLike, controls: int = 1) -> NDArray[np.bool_]:
     """All examples, `controls` times, and then all but each of `ids`; see `leave_group_out`."""
     return leave_group_out(num_train, list(np.asarray(ids, np.int64)), controls)
+
+
+def leave_fold_out(
+    num_train: int, folds: int, repeats: int = 1, seed: int = 0
+) -> NDArray[np.bool_]:
+    """All examples but those of each fold, in `repeats` splits of the examples into folds.
+
+    `repeats` of the subsets leave an example out, and the others have it, which is what
+    cross-validated outputs and `Memorization` need of each example: random subsets of the same
+    share leave some examples out of none.
+
+    Args:
+        num_train: N.
+        folds: parts of each split, as equal as they can be.
+        repeats: splits, each at random.
+        seed: of the splits.
+
+    Returns:
+        bool [repeats * folds, N], the folds of one split after another.
+
+    Raises:
+        ValueError: fewer folds than two, more than examples, or no split.
+    """
+    if not 2 <= folds <= num_train or repeats < 1:
+        raise ValueError(
+            f"There must be from 2 to {num_train} folds, no more than examples, and `repeats` at "
+            f"least 1. Received: folds={folds}, repeats={repeats}."
+        )
+    splits = model_selection.RepeatedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
+    masks = np.zeros((repeats * folds, num_train), bool)
+    for mask, (kept, _) in zip(masks, splits.split(np.empty(num_train)), strict=True):
+        mask[kept] = True
+    return masks

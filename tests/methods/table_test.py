@@ -75,6 +75,7 @@ def test_memorization_is_a_difference_of_means_with_its_error():
         if measured == train:
             np.testing.assert_allclose(own.values[train], value, rtol=1e-9)
             np.testing.assert_allclose(own.standard_errors[train], error, rtol=1e-9)
+            np.testing.assert_allclose(own.without[train], without.mean(), rtol=1e-9)
     assert own.values.argmax() == 2
 
 

@@ -13,6 +13,7 @@ from keras_influence import storage
 from keras_influence.trainers import (
     RetrainingBank,
     StoredBank,
+    leave_fold_out,
     leave_group_out,
     leave_one_out,
     random_subsets,
@@ -35,6 +36,17 @@ def small_bank(directory, **changes):
     return RetrainingBank(directory, **{**arguments, **changes})
 
 
+def test_each_split_leaves_every_example_out_once():
+    masks = leave_fold_out(7, folds=3, repeats=2, seed=1)
+    assert masks.dtype == bool and masks.shape == (6, 7)
+    for split in (masks[:3], masks[3:]):
+        np.testing.assert_array_equal((~split).sum(axis=0), np.ones(7))
+        assert sorted((~split).sum(axis=1)) == [2, 2, 3]
+    assert (masks[:3] != masks[3:]).any()
+    np.testing.assert_array_equal(masks[:3], leave_fold_out(7, folds=3, seed=1))
+    assert (masks[:3] != leave_fold_out(7, folds=3, seed=2)).any()
+
+
 def test_random_subsets_are_a_prefix_of_more_and_have_one_size():
     masks = random_subsets(10, 6, alpha=0.3, seed=3)
     assert masks.shape == (6, 10)
@@ -54,6 +66,8 @@ def test_left_out_groups_come_after_the_controls():
     [
         (lambda: random_subsets(10, 3, alpha=0.01), "which leaves 0"),
         (lambda: leave_one_out(3, [3]), "from 0 to 2. Received: 3"),
+        (lambda: leave_fold_out(3, 4), "from 2 to 3 folds.* Received: folds=4"),
+        (lambda: leave_fold_out(3, 2, repeats=0), "repeats=0"),
     ],
 )
 def test_subsets_that_cannot_be(call, message):
