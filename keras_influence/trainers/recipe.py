@@ -102,7 +102,7 @@ class Recipe:
             lambda rows: tf.nest.map_structure(lambda array: tf.gather(array, rows), arrays)
         )
         model.fit(
-            dataset.prefetch(8),
+            data.untuned(dataset.prefetch(8)),
             epochs=self.epochs,
             steps_per_epoch=-(-len(rows) // self.batch_size),
             class_weight=self.class_weight,

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_influence import storage
+from keras_influence import data, storage
 from keras_influence.trainers import (
     RetrainingBank,
     StoredBank,
@@ -18,6 +18,7 @@ from keras_influence.trainers import (
     leave_one_out,
     random_subsets,
 )
+from keras_influence.trainers.recipe import Recipe, epoch_order
 from tests.trainers import recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,6 +60,25 @@ def test_left_out_groups_come_after_the_controls():
     expected = [[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 0]]
     np.testing.assert_array_equal(leave_group_out(3, [0, [1, 2]], controls=2), expected)
     np.testing.assert_array_equal(leave_one_out(3, [2, 0]), [[1, 1, 1], [1, 1, 0], [0, 1, 1]])
+
+
+def test_a_recipe_feeds_the_order_of_its_seed_untuned():
+    fed = []
+
+    class Fitted:
+        def fit(self, dataset, **options):
+            # Tuned, the end of a dataset can wait as long as its pass took.
+            assert not dataset.options().autotune.enabled
+            fed.extend(dataset.as_numpy_iterator())
+            assert (options["epochs"], options["steps_per_epoch"]) == (2, 3)
+
+    x, y = recipes.vectors(10)
+    Recipe(FIT, None).train(Fitted(), data.read((x, y)), seed=5)
+    orders = [epoch_order(np.arange(10), 5, epoch, shuffle=True) for epoch in range(2)]
+    rows = [order[start : start + 4] for order in orders for start in (0, 4, 8)]
+    for batch, chosen in zip(fed, rows, strict=True):
+        np.testing.assert_array_equal(batch[0], x[chosen])
+        np.testing.assert_array_equal(batch[1], y[chosen])
 
 
 @pytest.mark.parametrize(
