@@ -13,12 +13,15 @@ import tensorflow as tf
 
 from keras_influence import checkpoints, data
 from keras_influence.gradients import PerExampleLoss
+from keras_influence.gradients.graphs import tensor_bytes
 
 MakeModel = Callable[[], keras.Model]
 TrainFunction = Callable[[keras.Model, data.Examples], Any]
 Measurement = Callable[[Any, np.ndarray], np.ndarray]
 
-_EVALUATION_BATCH = 1024
+# Measured at once: at most so many examples, and of more than a few no more than take so many bytes
+# for all that is computed of them, the most of which is never held together.
+_MOST_ROWS, _FEW_ROWS, _MOST_BYTES = 1024, 32, 2**32
 
 
 def derived_seed(*parts: int) -> int:
@@ -185,19 +188,24 @@ class Measurements:
         loss, chosen = PerExampleLoss(model), self._chosen
         from_logits = _from_logits(model)
 
-        @tf.function(reduce_retracing=True)
         def evaluate(x: Any, y: Any, weights: list[Any]) -> tuple[Any, tf.Tensor]:
             outputs = model(x, training=False)
             return outputs, loss(y, outputs, *weights)
 
+        traced = tf.function(evaluate, reduce_retracing=True)
+        sizes: dict[str, int] = {}
+
         def measure(examples: data.Examples) -> np.ndarray:
             count = len(examples.ids)
+            shapes = str([leaf.shape[1:] for leaf in tf.nest.flatten(examples.arrays)])
+            if count > _FEW_ROWS and shapes not in sizes:
+                sizes[shapes] = _rows_at_once(evaluate, examples)
+            size = sizes[shapes] if count > _FEW_ROWS else _FEW_ROWS
             parts = []
-            for start in range(0, count, _EVALUATION_BATCH):
-                rows = np.arange(start, min(start + _EVALUATION_BATCH, count))
-                x, y, *weights = examples.take(rows)
-                tensors = tf.nest.map_structure(tf.constant, (x, y, weights))
-                outputs, losses = tf.nest.map_structure(np.asarray, evaluate(*tensors))
+            for start in range(0, count, size):
+                tensors = _arguments(examples, np.arange(start, min(start + size, count)))
+                y = tf.nest.map_structure(np.asarray, tensors[1])
+                outputs, losses = tf.nest.map_structure(np.asarray, traced(*tensors))
                 parts.append([self._measure(m, y, outputs, losses, from_logits) for m in chosen])
             return np.concatenate([np.stack(part) for part in parts], axis=1).astype(np.float32)
 
@@ -227,6 +235,21 @@ class Measurements:
                 f"{values.shape} of {measurement!r}."
             )
         return values
+
+
+def _arguments(examples: data.Examples, rows: np.ndarray) -> tuple[Any, Any, list[Any]]:
+    x, y, *weights = examples.take(rows)
+    return tf.nest.map_structure(tf.constant, (x, y, weights))
+
+
+def _rows_at_once(evaluate: Callable[..., Any], examples: data.Examples) -> int:
+    """How many of many examples to measure at once, from the graphs of one and of two."""
+    one, two = (
+        tensor_bytes(tf.function(evaluate).get_concrete_function(*specs).graph)
+        for specs in (_arguments(examples, np.arange(number)) for number in (1, 2))
+    )
+    # Weights that are read count in both.
+    return max(1, min(_MOST_ROWS, _MOST_BYTES // max(two - one, 1)))
 
 
 def _labels(y: Any) -> np.ndarray:

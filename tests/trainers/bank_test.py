@@ -8,6 +8,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_influence import data, storage
 from keras_influence.trainers import (
@@ -18,7 +19,7 @@ from keras_influence.trainers import (
     leave_one_out,
     random_subsets,
 )
-from keras_influence.trainers.recipe import Recipe, epoch_order
+from keras_influence.trainers.recipe import Measurements, Recipe, epoch_order
 from tests.trainers import recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -79,6 +80,35 @@ def test_a_recipe_feeds_the_order_of_its_seed_untuned():
     for batch, chosen in zip(fed, rows, strict=True):
         np.testing.assert_array_equal(batch[0], x[chosen])
         np.testing.assert_array_equal(batch[1], y[chosen])
+
+
+def test_as_many_are_measured_at_once_as_there_is_room_for(monkeypatch):
+    model, examples = recipes.mlp(), data.read(recipes.vectors(50))
+    sizes = []
+
+    class Watched(keras.Model):
+        def call(self, inputs):
+            tf.py_function(lambda rows: sizes.append(int(rows)), [tf.shape(inputs)[0]], [])
+            return model(inputs)
+
+    watched = Watched()
+    watched.compile(loss=model.loss)
+    measure = Measurements(["loss", "correct"]).of(watched)
+    whole = measure(examples)
+    assert sizes == [50]
+    # Once known, it is not asked for again.
+    monkeypatch.setattr("keras_influence.trainers.recipe._MOST_BYTES", 1)
+    np.testing.assert_array_equal(measure(examples), whole)
+    assert sizes == [50, 50]
+    sizes.clear()
+    monkeypatch.setattr("keras_influence.trainers.recipe._MOST_BYTES", 8000)
+    found = Measurements(["loss", "correct"]).of(watched)(examples)
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
+    assert sum(sizes) == 50 and 1 < max(sizes) < 50
+    sizes.clear()
+    few = data.read(recipes.vectors(20))
+    Measurements(["loss"]).of(watched)(few)
+    assert sizes == [20]
 
 
 @pytest.mark.parametrize(
