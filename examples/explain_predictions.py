@@ -163,13 +163,15 @@ def main(argv: Sequence[str]) -> None:
         ids = training.choose_queries(predictions, data.test_labels, number)
     predicted, true = predictions[ids], data.test_labels[ids]
     explained = predicted if _EXPLAIN.value == "predicted" else true
+    # What a prediction rests on lies outside of the kept eigenvectors, too.
+    settings = common_flags.method_settings()._replace(complement="rayleigh")
     logging.info("Attributing %d predictions by %s", ids.size, name)
     top = find_influences(
         name,
         trained,
         data,
         (data.test_images[ids], explained),
-        common_flags.method_settings(),
+        settings,
         rank,
         num_checkpoints,
         method_flags.K.value,
@@ -193,13 +195,13 @@ def main(argv: Sequence[str]) -> None:
         marked=is_mislabeled.tolist(),
     ).savefig(sheet, dpi=120)
     program = sys.argv[0] if __name__ == "__main__" else __name__
-    settings = common_flags.as_settings(program) | {
+    described = common_flags.as_settings(program) | {
         "versions": runs.versions(),
         "train_accuracy": trained.train_accuracy,
         "test_accuracy": trained.test_accuracy,
     }
     queries = describe_influences(top, ids, explained, predicted, data, is_mislabeled)
-    runs.write_json(results, {"settings": settings, "queries": queries})
+    runs.write_json(results, {"settings": described, "queries": queries})
     print(f"accuracy on the test set: {trained.test_accuracy:.3f}")
     for path in (sheet, results):
         print(path)
