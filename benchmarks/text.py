@@ -25,19 +25,21 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 QNLI: dict[str, int | float | str] = {
     "corruption": 0.1,
-    "epochs": 3,
+    "epochs": 2,
     "batch_size": 16,
     "learning_rate": 1e-4,
     "lengths": "56,96",
     "num_last_layers": 2,
     "rank": "10",
-    "checkpoints": "1,2",
+    "checkpoints": "1",
     "num_iterations": 20,
     "num_hessian_examples": 256,
     "score_batch_size": 16,
     "methods": "arnoldi,gradient_dot,random_projection,tracin",
     "num_queries": 4,
     "k": 3,
+    "folds": 5,
+    "processes": 2,
 }
 # Otherwise at the example's defaults.
 WIKITEXT2: dict[str, int | float | str] = {"num_queries": 20, "k": 5}

@@ -150,6 +150,15 @@ def small_backbone(vocabulary_size: int, max_length: int) -> keras_hub.models.Be
     )
 
 
+def make_backbone(
+    weights: str | os.PathLike | None, vocabulary_size: int, max_length: int
+) -> keras_hub.models.BertBackbone:
+    """The BERT of the directory `weights`; without one, a small new one of this size."""
+    if weights is not None:
+        return load_backbone(weights)
+    return small_backbone(vocabulary_size, max_length)
+
+
 def classifier(
     backbone: keras_hub.models.BertBackbone,
     num_classes: int,

@@ -8,6 +8,9 @@ opponents of some predictions.
     python examples/text_classification.py --weights=DIRECTORY
     python examples/text_classification.py --weights=DIRECTORY --data=qnli.tsv.gz
 
+With --folds the BERT is also trained again without each fold of the pairs, so that methods that
+look at one training can be compared with what a pair's absence does: its memorization.
+
 --weights is a directory with config.json, model.safetensors and vocab.txt, such as that of a
 MiniLM; without it a small BERT is trained from nothing. --data is a file with the columns question,
 sentence and label, tabs between them; without it glue/qnli comes through tensorflow_datasets. The
@@ -17,37 +20,36 @@ last, results.json.
 
 import pathlib
 import sys
-import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
 import tokenizers
 from absl import app, flags, logging
 from numpy.typing import NDArray
+from scipy import stats
 
 import attribution
 import bert
 import common_flags
 import epochs
-import keras_influence as ki
 import method_flags
 import mislabel_report
+import pair_memorization
 import pair_report
+import pair_scoring
+import retraining_flags
 import runs
 import sentence_pairs
 import text_flags
-import throughput
 import training
-from keras_influence.checkpoints import Checkpoint
-from keras_influence.methods import InfluenceMethod
 from mislabel_report import Suspicion
-from sentence_pairs import Data, Tokens
+from sentence_pairs import Data
 
 METHODS = ("arnoldi", "random_projection", "tracin", "gradient_dot")
+# Models that are trained without a pair, as many as an estimate of memorization needs.
+_REPEATS = 2
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "Directory of the BERT to fine-tune.")
 _LENGTHS = flags.DEFINE_list(
@@ -61,6 +63,13 @@ _NUM_LAST_LAYERS = flags.DEFINE_integer(
     0,
     "Attribute through the variables of so many layers, the last ones, and of those above; 0 for "
     "all variables.",
+    lower_bound=0,
+)
+_FOLDS = flags.DEFINE_integer(
+    "folds",
+    0,
+    f"Measure memorization by {_REPEATS} trainings without each of so many parts of the pairs; 0 "
+    "not to.",
     lower_bound=0,
 )
 flags.register_validator(_LENGTHS, common_flags.is_counts, "must be distinct positive integers")
@@ -81,6 +90,7 @@ for _holder in (
     method_flags.METHODS,
     method_flags.K,
     method_flags.NUM_QUERIES,
+    retraining_flags.PROCESSES,
     text_flags.DATA,
     text_flags.NUM_PIECES,
 ):
@@ -95,41 +105,10 @@ _FREE = {
         common_flags.RANK,
         common_flags.CHECKPOINTS,
         common_flags.OUTPUT_DIR,
+        retraining_flags.PROCESSES,
+        _FOLDS,
     )
 }
-
-
-class Task(NamedTuple):
-    """A trained BERT and its training set, in the order in which it is scored.
-
-    Attributes:
-        model: The trained model.
-        checkpoints: Of its training.
-        tokens: Training pairs, as the model reads them.
-        buckets: Lengths that they are padded to.
-        order: Position in `tokens` of the i-th pair of `dataset`.
-        dataset: Batches of the training pairs, those of one bucket together.
-    """
-
-    model: keras.Model
-    checkpoints: Sequence[Checkpoint]
-    tokens: Tokens
-    buckets: Sequence[int]
-    order: NDArray[np.int64]
-    dataset: tf.data.Dataset
-
-    def in_place(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores of the pairs of `dataset`, put where the pairs are in `tokens`."""
-        placed = np.empty_like(scores)
-        placed[..., self.order] = scores
-        return placed
-
-
-class Scored(NamedTuple):
-    """A method's self-influences, and what they took."""
-
-    suspicion: Suspicion
-    throughput: throughput.Throughput
 
 
 def load_bert(
@@ -141,7 +120,6 @@ def load_bert(
 ) -> tuple[keras_hub.models.BertBackbone, tokenizers.BertWordPieceTokenizer]:
     """The BERT to train, and the tokenizer that goes with it."""
     if weights is not None:
-        backbone = bert.load_backbone(weights)
         tokenizer = sentence_pairs.tokenizer(
             pathlib.Path(weights, bert.VOCABULARY_FILE), bert.is_lowercase(weights)
         )
@@ -150,7 +128,7 @@ def load_bert(
         if not vocabulary.exists():
             sentence_pairs.train_vocabulary(data.train, num_pieces, vocabulary)
         tokenizer = sentence_pairs.tokenizer(vocabulary, lowercase=True)
-        backbone = bert.small_backbone(tokenizer.get_vocab_size(), max_length)
+    backbone = bert.make_backbone(weights, tokenizer.get_vocab_size(), max_length)
     if max_length > backbone.max_sequence_length:
         raise ValueError(
             f"--lengths must be at most {backbone.max_sequence_length}, the positions of the BERT. "
@@ -159,116 +137,14 @@ def load_bert(
     return backbone, tokenizer
 
 
-def make_task(
-    model: keras.Model,
-    checkpoints: Sequence[Checkpoint],
-    tokens: Tokens,
-    buckets: Sequence[int],
-    batch_size: int,
-) -> Task:
-    """The training pairs, laid out for the methods."""
-    chosen = sentence_pairs.in_order(tokens.lengths, buckets, batch_size)
-    dataset = sentence_pairs.batches(tokens, buckets, chosen)
-    return Task(model, checkpoints, tokens, buckets, np.concatenate(chosen), dataset)
-
-
-def predict(
-    model: keras.Model, tokens: Tokens, buckets: Sequence[int], batch_size: int
-) -> NDArray[np.float32]:
-    """The logits of each pair, `[N, classes]`."""
-    chosen = sentence_pairs.in_order(tokens.lengths, buckets, batch_size)
-    parts = [model.predict_on_batch(x) for x, _ in sentence_pairs.batches(tokens, buckets, chosen)]
-    logits = np.empty((len(tokens.labels), parts[0].shape[1]), np.float32)
-    logits[np.concatenate(chosen)] = np.concatenate(parts)
-    return logits
-
-
-def score(
-    task: Task,
-    name: str,
-    settings: attribution.MethodSettings,
-    directory: pathlib.Path,
-    rank: int | None = None,
-    num_checkpoints: int | None = None,
-) -> Scored:
-    """The self-influence of every training pair by one method, computed once in `directory`.
-
-    The seconds of an Arnoldi fit that was killed are those since it went on.
-    """
-    file = directory / f"{name}_{rank or num_checkpoints or 0}.npz"
-
-    def compute() -> dict[str, Any]:
-        method = build_method(task, name, settings, rank, num_checkpoints)
-        start = time.perf_counter()
-        fit(method, task, directory / file.stem)
-        fitted = time.perf_counter()
-        scores = task.in_place(method.self_influence(task.dataset))
-        end = time.perf_counter()
-        flops = throughput.flops_per_example(method, task.dataset, rank or 1)
-        flops *= len(method.checkpoints) if isinstance(method, ki.TracIn) else 1
-        tokens = int(task.tokens.lengths.sum())
-        rates = throughput.measure(end - fitted, scores.size, tokens, flops)
-        return {"scores": scores, "seconds": (fitted - start, end - fitted), "rates": rates}
-
-    kept = runs.computed(file, compute)
-    suspicion = Suspicion(
-        name,
-        kept["scores"],
-        np.arange(kept["scores"].size),
-        *kept["seconds"].tolist(),
-        rank,
-        num_checkpoints,
-    )
-    return Scored(suspicion, throughput.Throughput(*kept["rates"].tolist()))
-
-
-def build_method(
-    task: Task,
-    name: str,
-    settings: attribution.MethodSettings,
-    rank: int | None,
-    num_checkpoints: int | None,
-) -> InfluenceMethod:
-    chosen = training.evenly_spaced(task.checkpoints, num_checkpoints) if num_checkpoints else []
-    return attribution.build(name, task.model, settings, rank, chosen)
-
-
-def fit(method: InfluenceMethod, task: Task, directory: pathlib.Path) -> None:
-    """Fits a method; an Arnoldi iteration step by step in `directory`, so that a kill costs one."""
-    if isinstance(method, ki.Arnoldi):
-        method.fit(task.dataset, directory=directory)
-    else:
-        method.fit(task.dataset)
-
-
-def score_all(
-    task: Task,
-    variants: Sequence[tuple[str, int | None, int | None]],
-    settings: attribution.MethodSettings,
-    directory: pathlib.Path,
-) -> list[Scored]:
-    """Scores by every method, rank and number of checkpoints, and prints what each took."""
-    directory.mkdir(exist_ok=True)
-    scored = []
-    for name, rank, count in variants:
-        scored.append(score(task, name, settings, directory, rank, count))
-        print(f"{scored[-1].suspicion.label}: {scored[-1].throughput}")
-    return scored
-
-
-def explain(method: InfluenceMethod, task: Task, queries: Tokens, k: int) -> ki.Influences:
-    """The top proponents and opponents of each query among the training pairs."""
-    together = [np.arange(len(queries.labels))]
-    batch = sentence_pairs.batches(queries, task.buckets, together)
-    return ki.top_influences(task.in_place(method.scores(batch, task.dataset)), k)
-
-
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Only flags are taken. Received: {argv[1:]}.")
     names = list(dict.fromkeys(method_flags.METHODS.value))
     if not set(names) <= set(METHODS):
         raise app.UsageError(f"--methods must be out of {', '.join(METHODS)}. Received: {names}.")
+    if _FOLDS.value == 1:
+        raise app.UsageError("--folds must be 0 or at least 2. Received: 1.")
     num_epochs, seed = common_flags.EPOCHS.value, common_flags.SEED.value
     counts = common_flags.checkpoint_counts()
     if "tracin" in names and counts[-1] >= num_epochs:
@@ -306,15 +182,19 @@ def main(argv: Sequence[str]) -> None:
     )
 
     def epoch(number: int) -> list[NDArray[np.int64]]:
-        return sentence_pairs.shuffled(
-            train.lengths, buckets, common_flags.BATCH_SIZE.value, (seed, number)
-        )
+        return sentence_pairs.shuffled(train.lengths, buckets, recipe.batch_size, (seed, number))
 
-    model = bert.classifier(
-        backbone,
+    recipe = pair_memorization.Recipe(
+        _WEIGHTS.value,
+        tokenizer.get_vocab_size(),
         len(data.train.class_names),
         common_flags.LEARNING_RATE.value,
-        num_epochs * len(epoch(0)),
+        tuple(buckets),
+        common_flags.BATCH_SIZE.value,
+        num_epochs,
+    )
+    model = bert.classifier(
+        backbone, recipe.num_classes, recipe.learning_rate, recipe.num_steps(train.lengths)
     )
     logging.info("Training on %d pairs", wrong.size)
     trained = epochs.train(
@@ -324,7 +204,9 @@ def main(argv: Sequence[str]) -> None:
         num_epochs,
     )
     batch_size = common_flags.SCORE_BATCH_SIZE.value
-    logits, given = (predict(model, each, buckets, batch_size) for each in (test, train))
+    logits, given = (
+        pair_scoring.predict(model, each, buckets, batch_size) for each in (test, train)
+    )
     predicted = logits.argmax(axis=1).astype(np.int32)
     accuracy = float((predicted == test.labels).mean())
     title = f"QNLI: {wrong.sum()} of {wrong.size} labels turned"
@@ -335,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
     )
 
     # The last epoch's weights are the model's own; TracIn would weigh them by a rate of 0.
-    task = make_task(model, trained.checkpoints[:-1], train, buckets, batch_size)
+    task = pair_scoring.make_task(model, trained.checkpoints[:-1], train, buckets, batch_size)
     method_settings = common_flags.method_settings()._replace(
         shared={"variables": bert.last_layers(backbone, _NUM_LAST_LAYERS.value)}
     )
@@ -346,22 +228,38 @@ def main(argv: Sequence[str]) -> None:
         for rank in (ranks if name in attribution.WITH_RANK else [None])
         for count in (counts if name == "tracin" else [None])
     ]
-    scored = score_all(task, variants, method_settings, directory / "scores")
+    scored = pair_scoring.score_all(task, variants, method_settings, directory / "scores")
     losses = keras.losses.sparse_categorical_crossentropy(train.labels, given, from_logits=True)
     baseline = Suspicion("loss", keras.ops.convert_to_numpy(losses), np.arange(wrong.size))
     suspicions = [*(each.suspicion for each in scored), baseline]
-    rows = [mislabel_report.make_row(each, wrong) for each in suspicions]
-    print(mislabel_report.format_table([each.name for each in suspicions], rows))
+    retrained = []
+    if _FOLDS.value:
+        retrained = pair_memorization.measure(
+            directory / f"folds-{_FOLDS.value}",
+            train,
+            recipe,
+            _FOLDS.value,
+            _REPEATS,
+            seed,
+            retraining_flags.PROCESSES.value,
+        )
+    rows = [mislabel_report.make_row(each, wrong) for each in suspicions + retrained]
+    print(mislabel_report.format_table([each.name for each in suspicions + retrained], rows))
+    for row, each in zip(rows, suspicions if retrained else [], strict=False):
+        correlation = stats.spearmanr(each.scores, retrained[0].scores).statistic
+        row["memorization_correlation"] = float(correlation)
+        print(f"{each.label}: rank correlation with memorization {correlation:.3f}")
+    suspicions += retrained
     for row, each in zip(rows, scored, strict=False):
         row["throughput"] = each.throughput._asdict()
 
     name, rank, count = variants[0]
-    method = build_method(task, name, method_settings, rank, count)
-    fit(method, task, directory / "scores" / f"{name}_{rank or count or 0}")
+    method = pair_scoring.build_method(task, name, method_settings, rank, count)
+    pair_scoring.fit(method, task, directory / "scores" / f"{name}_{rank or count or 0}")
     ids = training.choose_queries(predicted, test.labels, method_flags.NUM_QUERIES.value)
     asked = test.take(ids)._replace(labels=predicted[ids])
     queries = pair_report.describe(
-        explain(method, task, asked, method_flags.K.value), ids, predicted[ids], data
+        pair_scoring.explain(method, task, asked, method_flags.K.value), ids, predicted[ids], data
     )
     print("\n".join(pair_report.format_query(query) for query in queries))
 
@@ -383,6 +281,7 @@ def main(argv: Sequence[str]) -> None:
         "num_test_examples": test.labels.size,
         "train_seconds": trained.seconds,
         "epochs_resumed": trained.resumed,
+        "num_retrainings": _REPEATS * _FOLDS.value,
     }
     content = {"settings": settings | found, "rows": rows, "explained_by": name, "queries": queries}
     runs.write_json(results, content)
@@ -392,10 +291,10 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     # What a BERT's fine-tuning needs, where the images' defaults are others.
-    flags.set_default(common_flags.EPOCHS, 3)
+    flags.set_default(common_flags.EPOCHS, 2)
     flags.set_default(common_flags.LEARNING_RATE, 1e-4)
     flags.set_default(common_flags.RANK, ["10"])
-    flags.set_default(common_flags.CHECKPOINTS, ["1", "2"])
+    flags.set_default(common_flags.CHECKPOINTS, ["1"])
     flags.set_default(common_flags.SCORE_BATCH_SIZE, 64)
     flags.set_default(common_flags.NUM_HESSIAN_EXAMPLES, 500)
     flags.set_default(method_flags.METHODS, list(METHODS))

@@ -260,7 +260,10 @@ def test_a_table_of_turned_labels(tmp_path, monkeypatch):
     rows = [
         {"method": "tracin", "rank": None, "checkpoints": 3, **measured, "throughput": RATES},
         {"method": "loss", "rank": None, "checkpoints": None, **measured},
+        {"method": "memorization", "rank": None, "checkpoints": None, **measured},
     ]
+    rows[0]["memorization_correlation"] = 0.256
+    rows[1]["fit_seconds"] = 0
     settings = {
         "num_train_examples": 100,
         "num_tokens": 5120,
@@ -268,6 +271,7 @@ def test_a_table_of_turned_labels(tmp_path, monkeypatch):
         "num_parameters": 1234,
         "num_attributed": 234,
         "num_last_layers": 2,
+        "num_retrainings": 10,
         "epochs": 3,
         "test_accuracy": 0.8,
         "num_test_examples": 50,
@@ -280,11 +284,13 @@ def test_a_table_of_turned_labels(tmp_path, monkeypatch):
     lines = text_tables.qnli().splitlines()
     assert lines[0].startswith("QNLI, 100 training pairs of 51 tokens, 10 labels turned; a MiniLM")
     assert "80.0% on 50 pairs held out, 90.0% on the given training labels" in lines[0]
-    assert lines[4:6] == [
-        "| `TracIn`, checkpoints: 3 | 61 | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) | 12,346 "
-        "| 178 | 2.26 | 8 | 2,100 |",
+    assert lines[4:7] == [
+        "| `TracIn`, checkpoints: 3 | 61 | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) | 0.26 "
+        "| 12,346 | 178 | 2.26 | 8 | 2,100 |",
         "| training loss (baseline) |  | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) |  |  |  |  "
-        "|  |",
+        "|  |  |",
+        "| `Memorization`, 10 trainings | 61 | 91.2 (90.0 to 92.0) | 50.0 (45.0 to 55.0) |  |  |  "
+        "|  |  |  |",
     ]
 
 

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from absl import app
 from matplotlib import image as matplotlib_image
+from scipy import stats
 
+import keras_influence as ki
 import text_classification
 
 SETTINGS = {
     "lengths": "8,12",
-    "epochs": 12,
+    "epochs": 8,
     "batch_size": 8,
-    "learning_rate": 0.02,
+    "learning_rate": 0.03,
     "rank": "3",
     "checkpoints": "1,3",
     "num_iterations": 4,
@@ -20,6 +22,7 @@ SETTINGS = {
     "methods": "arnoldi,random_projection,tracin,gradient_dot",
     "num_queries": 2,
     "k": 3,
+    "folds": 2,
 }
 
 
@@ -63,6 +66,9 @@ def test_every_stage(run, capsys):
         ("tracin", None, 3),
         ("gradient_dot", None, None),
         ("loss", None, None),
+        ("memorization", None, None),
+        ("held_out_loss", None, None),
+        ("mean_loss", None, None),
     ]
     settings = results["settings"]
     # 4 of the 44 questions are held out, and 4 of the other 40 labels turned.
@@ -72,7 +78,7 @@ def test_every_stage(run, capsys):
     for key in [("loss", None, None), ("gradient_dot", None, None), ("tracin", None, 3)]:
         assert (rows[key]["auc"], rows[key]["average_precision"]) == (1, 1)
     for key, row in rows.items():
-        if key[0] != "loss":
+        if key[0] not in ("loss", "memorization", "held_out_loss", "mean_loss"):
             rates = row["throughput"]
             per_second = rates["examples_per_hour"] / 3600
             tokens = settings["num_tokens"] / 40
@@ -86,6 +92,23 @@ def test_every_stage(run, capsys):
     np.testing.assert_array_equal(np.sort(np.argsort(-scores["gradient_dot"])[:4]), wrong)
     # Of the three checkpoints the last one is that of `tracin_1`.
     assert (scores["tracin_3"] > scores["tracin_1"]).all() and (scores["tracin_1"] > 0).all()
+
+    bank = ki.trainers.StoredBank(directory / "folds-2")
+    without, losses = ~bank.masks, bank.losses(on="train")
+    np.testing.assert_array_equal(without.sum(axis=0), np.full(40, 2))
+    np.testing.assert_allclose(
+        scores["held_out_loss"], (losses * without).sum(axis=0) / 2, rtol=1e-5
+    )
+    np.testing.assert_allclose(scores["mean_loss"], losses.mean(axis=0), rtol=1e-5)
+    errors = -np.expm1(-losses)  # A loss is -log p.
+    np.testing.assert_allclose(
+        scores["memorization"], (errors * (2 * without - 1.0)).sum(axis=0) / 2, atol=1e-5
+    )
+    assert rows["held_out_loss", None, None]["auc"] > 0.9
+    for key in [("loss", None, None), ("tracin", None, 3)]:
+        name = "loss" if key[0] == "loss" else "tracin_3"
+        expected = stats.spearmanr(scores[name], scores["memorization"]).statistic
+        assert rows[key]["memorization_correlation"] == pytest.approx(expected, abs=1e-6)
 
     output = capsys.readouterr().out
     assert "accuracy: 0.900 on the given training labels, 1.000 on 4 test pairs" in output
@@ -108,7 +131,7 @@ def test_every_stage(run, capsys):
     run()
     again = json.loads((directory / "results.json").read_text())
     assert again["rows"] == results["rows"] and again["queries"] == results["queries"]
-    assert again["settings"]["epochs_resumed"] == 12
+    assert again["settings"]["epochs_resumed"] == 8
     assert times == {path: path.stat().st_mtime_ns for path in directory.glob("scores/*.npz")}
     with pytest.raises(ValueError, match="a run with other settings: epochs"):
         run(epochs=3, checkpoints="1,2")
@@ -126,7 +149,8 @@ def test_a_bert_from_nothing(run):
     ("changes", "error", "message"),
     [
         ({"methods": "ekfac"}, app.UsageError, r"Received: \['ekfac'\]"),
-        ({"checkpoints": "12"}, app.UsageError, "--checkpoints=12 needs more --epochs"),
+        ({"checkpoints": "8"}, app.UsageError, "--checkpoints=8 needs more --epochs"),
+        ({"folds": 1}, app.UsageError, "--folds must be 0 or at least 2"),
         ({"corruption": 0}, app.UsageError, "turns 0 of 40 labels"),
         ({"lengths": "8,17"}, ValueError, "at most 16, the positions of the BERT. Received: 17"),
     ],
