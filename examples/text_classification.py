@@ -245,10 +245,11 @@ def main(argv: Sequence[str]) -> None:
         )
     rows = [mislabel_report.make_row(each, wrong) for each in suspicions + retrained]
     print(mislabel_report.format_table([each.name for each in suspicions + retrained], rows))
-    for row, each in zip(rows, suspicions if retrained else [], strict=False):
-        correlation = stats.spearmanr(each.scores, retrained[0].scores).statistic
-        row["memorization_correlation"] = float(correlation)
-        print(f"{each.label}: rank correlation with memorization {correlation:.3f}")
+    if retrained:
+        for row, each in zip(rows, suspicions, strict=False):
+            correlation = stats.spearmanr(each.scores, retrained[0].scores).statistic
+            row["memorization_correlation"] = float(correlation)
+            print(f"{each.label}: rank correlation with memorization {correlation:.3f}")
     suspicions += retrained
     for row, each in zip(rows, scored, strict=False):
         row["throughput"] = each.throughput._asdict()

@@ -19,8 +19,8 @@ MakeModel = Callable[[], keras.Model]
 TrainFunction = Callable[[keras.Model, data.Examples], Any]
 Measurement = Callable[[Any, np.ndarray], np.ndarray]
 
-# Measured at once: at most so many examples, and of more than a few no more than take so many bytes
-# for all that is computed of them, the most of which is never held together.
+# Examples measured at once: at most so many, and, of more than a few, as many as compute so many bytes
+# in all, of which a small part is held at any time.
 _MOST_ROWS, _FEW_ROWS, _MOST_BYTES = 1024, 32, 2**32
 
 
@@ -200,7 +200,7 @@ class Measurements:
             shapes = str([leaf.shape[1:] for leaf in tf.nest.flatten(examples.arrays)])
             if count > _FEW_ROWS and shapes not in sizes:
                 sizes[shapes] = _rows_at_once(evaluate, examples)
-            size = sizes[shapes] if count > _FEW_ROWS else _FEW_ROWS
+            size = sizes.get(shapes, _FEW_ROWS)
             parts = []
             for start in range(0, count, size):
                 tensors = _arguments(examples, np.arange(start, min(start + size, count)))
