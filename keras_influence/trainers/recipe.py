@@ -19,8 +19,8 @@ MakeModel = Callable[[], keras.Model]
 TrainFunction = Callable[[keras.Model, data.Examples], Any]
 Measurement = Callable[[Any, np.ndarray], np.ndarray]
 
-# Examples measured at once: at most so many, and, of more than a few, as many as compute so many bytes
-# in all, of which a small part is held at any time.
+# Examples measured at once: at most so many, and, of more than a few, as many as compute so many
+# bytes in all, of which a small part is held at any time.
 _MOST_ROWS, _FEW_ROWS, _MOST_BYTES = 1024, 32, 2**32
 
 
