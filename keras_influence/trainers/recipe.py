@@ -183,7 +183,7 @@ class Measurements:
         """A function that measures `model` with the weights that it has when it is called.
 
         It takes examples and gives float32 [measurements, n]. It is traced once, which is what
-        measuring a small model costs.
+        measuring a small model costs, and of many examples twice more, to see what each takes.
         """
         loss, chosen = PerExampleLoss(model), self._chosen
         from_logits = _from_logits(model)
