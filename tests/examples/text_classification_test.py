@@ -139,7 +139,9 @@ def test_every_stage(run, capsys):
 
 @pytest.mark.slow
 def test_a_bert_from_nothing(run):
-    directory = run(weights=None, epochs=1, checkpoints="1", methods="gradient_dot", num_pieces=100)
+    directory = run(
+        weights=None, epochs=1, checkpoints="1", methods="gradient_dot", num_pieces=100, folds=0
+    )
     results = json.loads((directory / "results.json").read_text())
     assert [row["method"] for row in results["rows"]] == ["gradient_dot", "loss"]
     assert (directory / "vocab.txt").read_text().startswith("[PAD]\n")
