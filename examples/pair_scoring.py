@@ -48,6 +48,18 @@ class Task(NamedTuple):
         return placed
 
 
+class Variant(NamedTuple):
+    """A method, with its rank or its number of checkpoints if it has one."""
+
+    name: str
+    rank: int | None = None
+    num_checkpoints: int | None = None
+
+    def place(self, directory: pathlib.Path) -> pathlib.Path:
+        """Of its fit, and with a suffix of its scores."""
+        return directory / f"{self.name}_{self.rank or self.num_checkpoints or 0}"
+
+
 class Scored(NamedTuple):
     """A method's self-influences, and what they took."""
 
@@ -80,56 +92,55 @@ def predict(
 
 
 def score(
-    task: Task,
-    name: str,
-    settings: attribution.MethodSettings,
-    directory: pathlib.Path,
-    rank: int | None = None,
-    num_checkpoints: int | None = None,
+    task: Task, variant: Variant, settings: attribution.MethodSettings, directory: pathlib.Path
 ) -> Scored:
     """The self-influence of every training pair by one method, computed once in `directory`.
 
     The seconds of an Arnoldi fit that was killed are those since it went on.
     """
-    file = directory / f"{name}_{rank or num_checkpoints or 0}.npz"
+    place = variant.place(directory)
 
     def compute() -> dict[str, Any]:
-        method = build_method(task, name, settings, rank, num_checkpoints)
+        method = _build(task, variant, settings)
         start = time.perf_counter()
-        fit(method, task, directory / file.stem)
+        _fit(method, task, place)
         fitted = time.perf_counter()
         scores = task.in_place(method.self_influence(task.dataset))
         end = time.perf_counter()
-        flops = throughput.flops_per_example(method, task.dataset, rank or 1)
+        flops = throughput.flops_per_example(method, task.dataset, variant.rank or 1)
         flops *= len(method.checkpoints) if isinstance(method, ki.TracIn) else 1
         tokens = int(task.tokens.lengths.sum())
         rates = throughput.measure(end - fitted, scores.size, tokens, flops)
         return {"scores": scores, "seconds": (fitted - start, end - fitted), "rates": rates}
 
-    kept = runs.computed(file, compute)
+    kept = runs.computed(place.with_suffix(".npz"), compute)
     suspicion = Suspicion(
-        name,
+        variant.name,
         kept["scores"],
         np.arange(kept["scores"].size),
         *kept["seconds"].tolist(),
-        rank,
-        num_checkpoints,
+        variant.rank,
+        variant.num_checkpoints,
     )
     return Scored(suspicion, throughput.Throughput(*kept["rates"].tolist()))
 
 
-def build_method(
-    task: Task,
-    name: str,
-    settings: attribution.MethodSettings,
-    rank: int | None,
-    num_checkpoints: int | None,
+def fitted_method(
+    task: Task, variant: Variant, settings: attribution.MethodSettings, directory: pathlib.Path
 ) -> InfluenceMethod:
-    chosen = training.evenly_spaced(task.checkpoints, num_checkpoints) if num_checkpoints else []
-    return attribution.build(name, task.model, settings, rank, chosen)
+    """A method fitted to the training pairs; an iteration that `score` left is read."""
+    method = _build(task, variant, settings)
+    _fit(method, task, variant.place(directory))
+    return method
 
 
-def fit(method: InfluenceMethod, task: Task, directory: pathlib.Path) -> None:
+def _build(task: Task, variant: Variant, settings: attribution.MethodSettings) -> InfluenceMethod:
+    count = variant.num_checkpoints
+    chosen = training.evenly_spaced(task.checkpoints, count) if count else []
+    return attribution.build(variant.name, task.model, settings, variant.rank, chosen)
+
+
+def _fit(method: InfluenceMethod, task: Task, directory: pathlib.Path) -> None:
     """Fits a method; an Arnoldi iteration step by step in `directory`, so that a kill costs one."""
     if isinstance(method, ki.Arnoldi):
         method.fit(task.dataset, directory=directory)
@@ -139,15 +150,15 @@ def fit(method: InfluenceMethod, task: Task, directory: pathlib.Path) -> None:
 
 def score_all(
     task: Task,
-    variants: Sequence[tuple[str, int | None, int | None]],
+    variants: Sequence[Variant],
     settings: attribution.MethodSettings,
     directory: pathlib.Path,
 ) -> list[Scored]:
     """Scores by every method, rank and number of checkpoints, and prints what each took."""
     directory.mkdir(exist_ok=True)
     scored = []
-    for name, rank, count in variants:
-        scored.append(score(task, name, settings, directory, rank, count))
+    for variant in variants:
+        scored.append(score(task, variant, settings, directory))
         print(f"{scored[-1].suspicion.label}: {scored[-1].throughput}")
     return scored
 

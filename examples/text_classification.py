@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> None:
     )
     ranks = common_flags.counts(common_flags.RANK)
     variants = [
-        (name, rank, count)
+        pair_scoring.Variant(name, rank, count)
         for name in names
         for rank in (ranks if name in attribution.WITH_RANK else [None])
         for count in (counts if name == "tracin" else [None])
@@ -254,9 +254,7 @@ def main(argv: Sequence[str]) -> None:
     for row, each in zip(rows, scored, strict=False):
         row["throughput"] = each.throughput._asdict()
 
-    name, rank, count = variants[0]
-    method = pair_scoring.build_method(task, name, method_settings, rank, count)
-    pair_scoring.fit(method, task, directory / "scores" / f"{name}_{rank or count or 0}")
+    method = pair_scoring.fitted_method(task, variants[0], method_settings, directory / "scores")
     ids = training.choose_queries(predicted, test.labels, method_flags.NUM_QUERIES.value)
     asked = test.take(ids)._replace(labels=predicted[ids])
     queries = pair_report.describe(
@@ -284,7 +282,12 @@ def main(argv: Sequence[str]) -> None:
         "epochs_resumed": trained.resumed,
         "num_retrainings": _REPEATS * _FOLDS.value,
     }
-    content = {"settings": settings | found, "rows": rows, "explained_by": name, "queries": queries}
+    content = {
+        "settings": settings | found,
+        "rows": rows,
+        "explained_by": variants[0].name,
+        "queries": queries,
+    }
     runs.write_json(results, content)
     for path in (directory / "scores.npz", curves, results):
         print(path)
